@@ -1,0 +1,504 @@
+"""Artifacts: versions of stages, their blocks, receipts and manifests, and who may write.
+
+    DIR/stages/NAME-<fingerprint>/   blocks/00007.parquet   one block's files, committed by rename
+                                     receipts/00007.json    written after them: the block is done
+                                     manifest.json          written last: the version is done
+    DIR/current.json                 which version of each stage is current
+    DIR/writers/000003.json          who writes; the highest number (epoch) counts
+
+A version's *fingerprint* is its identity: code version, the recipe fields that change its result
+and the digests of its inputs. Its *digest* is its content: the sha256 of every file. What is in
+the manifest repeats byte for byte on any machine; hosts, attempts and times stay in receipts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rocketray.errors import UserError
+
+Parts = Mapping[str, "pa.Table | np.ndarray"]
+"""What a stage makes of one block: named arrays, or one table named "table"."""
+
+TABLE = "table"
+
+
+@dataclass(frozen=True)
+class Made:
+    """One block as a stage made it. `facts` are counts that repeat, for the report."""
+
+    parts: Parts
+    rows: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------- small pieces
+
+
+def canonical(value: object) -> str:
+    """One spelling for one value: sorted keys, no spaces, so that hashes repeat."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(identity: object) -> str:
+    """The first 12 hex digits of the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(identity).encode()).hexdigest()[:12]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    """A name no other attempt uses, so that a late loser cannot tear the winner's file."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Make a finished temporary file (or folder) visible under its name, durably."""
+    if temporary.is_file():
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old text or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    publish(temporary, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove the folder {path.parent} to make it again."
+        ) from error
+
+
+# ----------------------------------------------------------------------------------- read side
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one table. `files` maps a part's name to its path."""
+
+    number: int
+    first_row: int
+    rows: int
+    files: Mapping[str, Path]
+    facts: Mapping[str, Any]
+
+
+class Version:
+    """A finished version of a stage, read only."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Version:
+        path = Path(path)
+        if not (path / "manifest.json").is_file():
+            raise UserError(f"{path} is not a finished stage: it has no manifest.json.")
+        return cls(path, read_json(path / "manifest.json"))
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
+    def digest(self) -> str:
+        """The content: changes when any byte of any file does."""
+        return str(self.manifest["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the stage counted or chose: reported, never part of an identity."""
+        facts: Mapping[str, Any] = self.manifest["facts"]
+        return facts
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        blocks, first_row = [], 0
+        for entry in self.manifest["blocks"]:
+            files = {part: self.path / name for part, name in entry["files"].items()}
+            blocks.append(Block(entry["block"], first_row, entry["rows"], files, entry["facts"]))
+            first_row += entry["rows"]
+        return blocks
+
+    @property
+    def rows(self) -> int:
+        return sum(block.rows for block in self.blocks)
+
+    def table(self, number: int) -> pa.Table:
+        return read_table(self.blocks[number].files[TABLE])
+
+    def read(self) -> pa.Table:
+        """All blocks as one table. For small tables: it is held in memory."""
+        return pa.concat_tables([self.table(i) for i in range(len(self.blocks))])
+
+    def array(self, number: int, part: str) -> np.ndarray:
+        """One part of one block, memory-mapped."""
+        return open_array(self.blocks[number].files[part])
+
+    def verify(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            UserError: naming the file, what the manifest expects and what was found.
+        """
+        for name, expected in self.manifest["sha256"].items():
+            path = self.path / name
+            found = file_sha256(path) if path.is_file() else "no such file"
+            if found != expected:
+                raise UserError(
+                    f"{path} differs from its manifest: expected sha256 {expected}, found {found}."
+                    f" Remove {self.path} to make this stage again."
+                )
+
+
+def read_table(path: Path) -> pa.Table:
+    """A Parquet file of plain types. Extension types could carry code, so they are refused."""
+    # One thread and no memory map: blocks are small, and actors share the cores.
+    file = pq.ParquetFile(path)
+    for column in file.schema_arrow:
+        if isinstance(column.type, pa.ExtensionType) or pa.types.is_dictionary(column.type):
+            raise UserError(f"{path} holds column {column.name!r} of foreign type {column.type}.")
+    return file.read(use_threads=False)
+
+
+def open_array(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+# ---------------------------------------------------------------------------------- write side
+
+
+def commit_block(
+    folder: Path, number: int, parts: Parts, *, rows: int, key: str, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write one block's files and then its receipt; returns the receipt.
+
+    Safe to run twice, on two hosts at once, or to be killed anywhere: a block counts when its
+    receipt stands, and a receipt is written after the files it names.
+    """
+    files: dict[str, str] = {}
+    sha256: dict[str, str] = {}
+    (folder / "blocks").mkdir(parents=True, exist_ok=True)
+    for part, data in sorted(parts.items()):
+        name = f"blocks/{number:05d}" + ("" if part == TABLE else f"-{part}")
+        name += ".parquet" if isinstance(data, pa.Table) else ".npy"
+        temporary = _temporary(folder / name)
+        if isinstance(data, pa.Table):
+            pq.write_table(data, temporary, compression="zstd", store_schema=False)
+        else:
+            with temporary.open("wb") as file:
+                np.save(file, np.ascontiguousarray(data), allow_pickle=False)
+        files[part], sha256[name] = name, file_sha256(temporary)
+        publish(temporary, folder / name)
+    receipt = {"block": number, "rows": rows, "key": key, "files": files, "sha256": sha256}
+    receipt["facts"] = dict(facts)
+    write_receipt(folder, receipt)
+    return receipt
+
+
+def write_receipt(folder: Path, receipt: Mapping[str, Any]) -> None:
+    write_json(folder / "receipts" / f"{receipt['block']:05d}.json", receipt)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version being written. Picklable: workers commit blocks through its path alone."""
+
+    path: Path
+    stage: str
+    identity: Mapping[str, Any]
+
+    def receipts(self) -> dict[int, dict[str, Any]]:
+        """Receipts of finished blocks by number. A damaged one counts as none."""
+        found = {}
+        for path in sorted((self.path / "receipts").glob("*.json")):
+            try:
+                receipt = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError:
+                continue
+            if all((self.path / name).is_file() for name in receipt["files"].values()):
+                found[int(receipt["block"])] = receipt
+        return found
+
+    def adopt(self, keys: Mapping[int, str]) -> int:
+        """Take over blocks that other versions of this stage made from the same input.
+
+        A block's key is its stage's settings and its own input, so that appended passages leave
+        the old blocks as they are. Files are linked, not copied. Returns how many.
+        """
+        wanted = {key: number for number, key in keys.items()}
+        adopted = 0
+        for other in sorted(self.path.parent.glob(f"{self.stage}-*")):
+            if other == self.path or not (other / "manifest.json").is_file():
+                continue
+            for receipt in Draft(other, self.stage, {}).receipts().values():
+                number = wanted.pop(receipt["key"], None)
+                if number is not None:
+                    self._link(other, receipt, number)
+                    adopted += 1
+        return adopted
+
+    def _link(self, other: Path, receipt: Mapping[str, Any], number: int) -> None:
+        files, sha256 = {}, {}
+        (self.path / "blocks").mkdir(parents=True, exist_ok=True)
+        for part, old in receipt["files"].items():
+            name = old.replace(f"blocks/{receipt['block']:05d}", f"blocks/{number:05d}")
+            temporary = _temporary(self.path / name)
+            os.link(other / old, temporary)
+            publish(temporary, self.path / name)
+            files[part], sha256[name] = name, receipt["sha256"][old]
+        write_receipt(self.path, {**receipt, "block": number, "files": files, "sha256": sha256})
+
+    def finish(
+        self, facts: Mapping[str, Any], files: Iterable[Path] = (), blocks: int | None = None
+    ) -> Version:
+        """Write the manifest, which makes the version visible.
+
+        Args:
+            facts: what the stage counted; must repeat from run to run.
+            files: further files (a model's), already in place below the version's folder.
+            blocks: how many blocks there must be; a missing one is a bug, not a short table.
+        """
+        receipts = [receipt for _, receipt in sorted(self.receipts().items())]
+        if blocks is not None and [r["block"] for r in receipts] != list(range(blocks)):
+            raise ValueError(f"{self.path} should have {blocks} blocks, found {len(receipts)}.")
+        sha256 = {name: value for receipt in receipts for name, value in receipt["sha256"].items()}
+        for path in files:
+            sha256[path.relative_to(self.path).as_posix()] = file_sha256(path)
+        names = ("block", "rows", "key", "files", "facts")
+        manifest = {
+            "stage": self.stage,
+            "fingerprint": fingerprint(self.identity),
+            "identity": self.identity,
+            "blocks": [{name: receipt[name] for name in names} for receipt in receipts],
+            "sha256": sha256,
+            "digest": fingerprint(sha256),
+            "facts": dict(facts),
+        }
+        write_json(self.path / "manifest.json", manifest)
+        return Version.open(self.path)
+
+
+# ----------------------------------------------------------------------------------- run folder
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One process that may write a run folder."""
+
+    epoch: int
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    born: str = field(default_factory=lambda: _born(os.getpid()))
+
+    def alive(self) -> bool | None:
+        """Whether the holder still runs; None when it is on another host and nobody can tell."""
+        if self.host != socket.gethostname():
+            return None
+        return _born(self.pid) == self.born != ""
+
+
+def _born(pid: int) -> str:
+    """When a process started, in the kernel's words: tells a pid from its reuse. "" if none."""
+    try:
+        # The name in parentheses may hold spaces; the start time is the 20th field after it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:  # No /proc (macOS): the pid alone has to do.
+        os.kill(pid, 0)
+    except OSError:
+        return ""
+    return "alive"
+
+
+class Superseded(UserError):
+    """Another process has taken the run folder over."""
+
+
+class RunFolder:
+    """The folder a run leaves: stages with their versions, and what people open."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.writer: Writer | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """For reading: refuses a folder that is no run."""
+        folder = cls(path)
+        if not (folder.path / "current.json").is_file():
+            raise UserError(f"{path} is not a rocketray run: it has no current.json.")
+        return folder
+
+    # ---- one writer
+
+    def claim(self, *, take_over: bool = False) -> None:
+        """Become the folder's writer, or say who is.
+
+        Raises:
+            UserError: the folder holds something else, cannot be written, or has a living writer.
+        """
+        self._check_folder()
+        holder = self._holder()
+        if holder and holder.alive() is not False and not take_over:
+            where = f"process {holder.pid} on {holder.host}"
+            raise UserError(
+                f"{self.path} is being written by {where}. Wait for it, stop it, or, if you know"
+                " that it is gone, add --take-over."
+            )
+        writer = Writer((holder.epoch if holder else 0) + 1)
+        path = self._writer_path(writer.epoch)
+        try:  # "x" is the fence: of two claims at once only one creates the next epoch.
+            with path.open("x", encoding="utf-8") as file:
+                json.dump(asdict(writer), file)
+        except FileExistsError:
+            raise UserError(f"{self.path} has just been claimed by another process.") from None
+        self.writer = writer
+
+    def release(self) -> None:
+        """Say that nobody writes any more. The epoch stays: numbers never come back."""
+        if self.writer and self._holder() == self.writer:
+            write_json(
+                self._writer_path(self.writer.epoch), asdict(Writer(self.writer.epoch, born=""))
+            )
+        self.writer = None
+
+    def check_writer(self) -> None:
+        """Refuse to go on once a newer epoch exists."""
+        if self.writer and (holder := self._holder()) != self.writer:
+            raise Superseded(
+                f"{self.path} was taken over by process {holder.pid if holder else '?'}"
+                f" on {holder.host if holder else '?'}; this process stops."
+            )
+
+    def _check_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out needs a folder.")
+        inside = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+        if inside and "writers" not in inside:
+            raise UserError(
+                f"{self.path} holds something else than a rocketray run ({', '.join(inside[:3])}"
+                f"{', ...' if len(inside) > 3 else ''}). Give --out a new or empty folder."
+            )
+        try:
+            (self.path / "writers").mkdir(parents=True, exist_ok=True)
+            probe = self.path / "writers" / f".probe-{uuid.uuid4().hex[:8]}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from error
+
+    def _writer_path(self, epoch: int) -> Path:
+        return self.path / "writers" / f"{epoch:06d}.json"
+
+    def _holder(self) -> Writer | None:
+        epochs = sorted((self.path / "writers").glob("[0-9]*.json"))
+        if not epochs:
+            return None
+        try:
+            return Writer(**json.loads(epochs[-1].read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError):  # Killed between creating and writing it.
+            return Writer(int(epochs[-1].stem), born="", pid=0)
+
+    # ---- versions
+
+    @property
+    def stages(self) -> Path:
+        return self.path / "stages"
+
+    def draft(self, stage: str, identity: Mapping[str, Any]) -> Draft:
+        path = self.stages / f"{stage}-{fingerprint(identity)}"
+        return Draft(path, stage, identity)
+
+    def finished(self, stage: str, identity: Mapping[str, Any]) -> Version | None:
+        path = self.draft(stage, identity).path
+        return Version.open(path) if (path / "manifest.json").is_file() else None
+
+    def current(self) -> dict[str, str]:
+        path = self.path / "current.json"
+        current: dict[str, str] = read_json(path) if path.is_file() else {}
+        return current
+
+    def version(self, stage: str) -> Version:
+        """The current version of a stage."""
+        current = self.current()
+        if stage not in current:
+            raise UserError(
+                f"{self.path} has no finished stage {stage!r}. It has: {', '.join(current)}."
+            )
+        return Version.open(self.stages / current[stage])
+
+    def set_current(self, version: Version) -> None:
+        current = self.current()
+        if current.get(version.name) != version.path.name:
+            write_json(self.path / "current.json", {**current, version.name: version.path.name})
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, in words: `recipe.epochs 2 -> 3`."""
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += changes(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} {_short(before)} -> {_short(after)}")
+    return found
+
+
+def _short(value: object) -> str:
+    text = canonical(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Replace a folder by a copy of another, so that people never see half of it."""
+    temporary = _temporary(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, temporary)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.replace(target)

@@ -1,0 +1,69 @@
+"""Training on Ray Train: the same `model.trainer.train`, once per worker.
+
+Ray starts the workers, joins them into a process group and restarts them when one is lost; the
+trainer goes on from its own checkpoint (atomic and checked, which Ray's are not).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rocketray.errors import UserError
+from rocketray.model.trainer import Job, Result, train
+from rocketray.recipe import Cluster
+
+
+def fit(job: Job, cluster: Cluster) -> Result:
+    """Train one model, on `cluster.train.workers` workers or (0) in this process.
+
+    Raises:
+        UserError: training cannot go on and the user can mend it.
+    """
+    workers = cluster.train.workers
+    if workers == 0:
+        return train(replace(job, threads=cluster.train.threads))
+    from rocketray.engine.cluster import connect, cpus, has_gpus
+
+    connect(cluster)
+    use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
+    threads = cluster.train.threads or max(1, (os.cpu_count() or 1) // workers)
+    answer = _fit_on_ray(replace(job, threads=threads), cluster, use_gpu, min(threads, cpus()))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return Result(**answer)
+
+
+def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool, cpus: int) -> dict[str, Any]:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    workers = cluster.train.workers
+    trainer = TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(Path(job.out).absolute()),
+            failure_config=FailureConfig(max_failures=cluster.train.retries),
+            logging_config=LoggingConfig("ERROR"),
+        ),
+    )
+    answer: dict[str, Any] = trainer.fit().return_value
+    return answer
+
+
+def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.train.torch import get_device
+
+    try:
+        return asdict(train(config["job"], device=get_device()))
+    except UserError as error:  # Ours to explain, not Ray's to retry.
+        return {"error": str(error)}

@@ -1,0 +1,118 @@
+"""Foreign formats <-> what flows. The only room that knows foreign names (`_id`, `collection.tsv`).
+
+`open_dataset` says which files of a folder hold what; `cut` cuts a file into blocks of rows that
+workers read by themselves (`records`); `rocketray.stages.ingest` validates what they hold.
+
+| file          | knows                                                                     |
+| ------------- | ------------------------------------------------------------------------- |
+| sources.py    | `Source`, `Dataset`, `Cut`: where rows are, and how a file is cut          |
+| beir.py       | corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv                               |
+| msmarco.py    | collection.tsv, queries.SPLIT.tsv, qrels.SPLIT.tsv; RocketQA's own names   |
+| examples_file | people's own training examples: query, positive, negatives                |
+| packages.py   | the quickstart corpus: docstrings of the packages installed here           |
+| generated.py  | made-up data for tests and the `tiny` recipe                               |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rocketray.errors import UserError
+from rocketray.formats import beir, msmarco
+from rocketray.formats.sources import (
+    BadLine,
+    Cut,
+    Dataset,
+    Record,
+    Source,
+    cut,
+    decoded,
+    hash64,
+    present,
+)
+
+__all__ = [
+    "BadLine",
+    "Cut",
+    "Dataset",
+    "Record",
+    "Source",
+    "cut",
+    "hash64",
+    "open_dataset",
+    "records",
+]
+
+PARSE: dict[str, Callable[[str], Record]] = {
+    "jsonl": beir.parse,
+    "tsv": msmarco.parse,
+    "txt": lambda line: {"text": line},
+}
+
+
+def open_dataset(
+    data: Path, unlabelled: Path | None = None, *, train_required: bool = True
+) -> Dataset:
+    """The files of a data set, BEIR or MS MARCO; nothing is read but the folder's listing.
+
+    Parameters
+    ----------
+    data
+        A folder.
+    unlabelled
+        More questions without labels: `.jsonl`, `.tsv` or `.txt`, each also as `.gz`.
+    train_required
+        False to evaluate only: a missing train split becomes a warning.
+
+    A UserError names the folder, what was looked for and what is there.
+    """
+    if not data.is_dir():
+        raise UserError(f"{data}: {'not a folder' if data.exists() else 'no such folder'}.")
+    extra = [unlabelled_source(unlabelled)] if unlabelled else []
+    for layout in (beir, msmarco):
+        if found := layout.locate(data, train_required):
+            return replace(found, unlabelled=extra)
+    raise UserError(
+        f"{data}: no data set here. Looked for {beir.CORPUS} (BEIR) and "
+        f"{' or '.join(msmarco.CORPUS)} (MS MARCO), also as .gz; found {present(data)}."
+    )
+
+
+def unlabelled_source(path: Path) -> Source:
+    """A file of questions; rows without an id get one from the file's name and the line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of unlabelled questions.")
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in ("jsonl", "tsv", "txt"):
+        raise UserError(
+            f"{path}: unlabelled questions are .jsonl (`text`), .tsv (qid, text) or .txt "
+            "(one per line), each also as .gz."
+        )
+    return Source(path, kind, ids_optional=True)
+
+
+def records(block: Cut) -> Iterator[tuple[int, Record | BadLine]]:
+    """A block's rows with their line numbers; what cannot be parsed comes as its BadLine.
+
+    Titles in a file of their own are joined by id here, ids that may be absent are made here.
+    """
+    rows = [(number, parsed(block, number, line)) for number, line in block.lines()]
+    if block.titles is None:
+        yield from rows
+        return
+    titles = block.titles.find(row["id"] for _, row in rows if not isinstance(row, BadLine))
+    for number, row in rows:
+        yield number, row if isinstance(row, BadLine) else row | {"title": next(titles)}
+
+
+def parsed(block: Cut, number: int, line: bytes) -> Record | BadLine:
+    """One line as a record, or why it is none."""
+    try:
+        record = PARSE[block.format](decoded(line))
+    except BadLine as error:
+        return error
+    if block.ids_optional and record.get("id") is None:
+        record["id"] = f"{block.source.name.removesuffix('.gz')}:{number}"
+    return record

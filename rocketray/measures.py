@@ -1,0 +1,319 @@
+"""How good a ranking is: MRR, nDCG, recall and others through ir-measures, equal to trec_eval.
+
+Which order is measured. trec_eval ignores ranks: it sorts by score, cut to float32, and breaks ties
+by document id, descending. Ours is another rule (ties by row number), so a run in memory is handed
+to ir-measures with scores made from its ranks, strictly falling: the order measured is the order
+written down. A run **file** is measured as trec_eval does it, by the file's scores alone; where two
+scores tie, the two numbers may differ.
+
+Whom it averages over: every query of the qrels. A query without hits counts zero.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ir_measures
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rocketray.answers import has_answer
+from rocketray.errors import UserError
+from rocketray.lines import judgements, text_lines
+from rocketray.schema import QRELS, RUN, require
+
+NAMES = {"mrr": "RR", "ndcg": "nDCG", "recall": "R", "map": "AP", "hit": "Success"}
+"""Our names -> those of ir-measures. `hit@k`: is any relevant passage among the first k (RocketQA's
+evaluation calls this recall); `recall@k`: which share of the relevant ones is."""
+CHUNK = 500
+"""Queries handed over at once: 1,000 hits each are some 100 MB of Python objects."""
+ROUNDS_AT_ONCE = 256
+
+
+class Hits(NamedTuple):
+    """One query's part of a run file, in the file's order."""
+
+    pids: list[str]
+    scores: np.ndarray
+    """float32: all that trec_eval keeps of a score."""
+
+
+class Comparison(NamedTuple):
+    """Two rankings on the same queries."""
+
+    difference: float
+    """Mean of a - b."""
+    p_value: float
+    """How often random signs make a difference at least as large."""
+    queries: int
+
+
+Run = pa.Table | Mapping[str, Hits]
+"""RUN, measured in its own order; or `read_run`, measured in trec_eval's."""
+Qrels = pa.Table | Mapping[str, Mapping[str, int]]
+"""QRELS, or `read_qrels_file`. Row numbers go with row numbers, ids with ids."""
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+def evaluate(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, float]:
+    """The mean of each measure over the queries of the qrels.
+
+    Measures are `mrr@10`, `ndcg@10`, `recall@50`, `map@100`, `hit@5` or any name ir-measures knows,
+    such as `P@5` or `AP`; any other is a UserError.
+    """
+    return {str(name): float(mean) for name, mean in per_query(run, qrels, measures).mean().items()}
+
+
+def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> pd.DataFrame:
+    """One row per query of the qrels, in ascending order of id; one column per measure."""
+    asked = {name: parse(name) for name in measures}
+    names: dict[Any, list[str]] = {}
+    for name, measure in asked.items():
+        names.setdefault(measure, []).append(name)
+    judged = by_query(qrels)
+    frame = pd.DataFrame(0.0, index=pd.Index(list(judged), name="query"), columns=list(asked))
+    rank = ranking(run, deepest(asked.values()))
+    values = {name: dict.fromkeys(judged, 0.0) for name in asked}
+    queries = iter(judged)
+    while part := list(islice(queries, CHUNK)):
+        ranks = {str(query): hits for query in part if (hits := rank(query))}
+        truth = {str(query): judged[query] for query in part}
+        back = {str(query): query for query in part}
+        for found in ir_measures.iter_calc(list(names), truth, ranks):
+            for name in names[found.measure]:
+                values[name][back[found.query_id]] = found.value
+    for name, column in values.items():
+        frame[name] = list(column.values())
+    return frame
+
+
+def parse(name: str) -> Any:
+    """A measure of ir-measures by our name or its own."""
+    ours = re.fullmatch(r"(\w+)@(\d+)", name)
+    try:
+        if ours and ours[1] in NAMES:
+            return ir_measures.parse_measure(f"{NAMES[ours[1]]}@{int(ours[2])}")
+        return ir_measures.parse_measure(name)
+    except (NameError, ValueError, SyntaxError, AssertionError) as error:
+        known = ", ".join(f"{ours}@K" for ours in NAMES)
+        raise UserError(
+            f"measure {name!r} is unknown: use {known}, or a name of ir-measures such as `P@5`."
+        ) from error
+
+
+def deepest(measures: Iterable[Any]) -> int | None:
+    """How many hits matter at all; None when some measure has no cutoff."""
+    cutoffs = [measure.params.get("cutoff") for measure in measures]
+    return max(cutoffs, default=None) if all(isinstance(c, int) for c in cutoffs) else None
+
+
+def by_query(qrels: Qrels) -> dict[Any, dict[str, int]]:
+    """query -> {passage: relevance}, ascending. Below 0 is 0: no measure here tells them apart."""
+    if isinstance(qrels, Mapping):
+        return {
+            query: {pid: max(0, relevance) for pid, relevance in qrels[query].items()}
+            for query in sorted(qrels)
+        }
+    require(qrels, QRELS.names, "measures")
+    judged: dict[int, dict[str, int]] = {}
+    for query, passage, relevance in zip(*(qrels[name].to_pylist() for name in QRELS.names), strict=True):
+        judged.setdefault(query, {})[str(passage)] = max(0, relevance)
+    return {query: judged[query] for query in sorted(judged)}
+
+
+def ranking(run: Run, depth: int | None) -> Callable[[Any], dict[str, float]]:
+    """query -> {passage: strictly falling score} of its first `depth` hits, {} when it has none."""
+    first = first_of_file(run, depth) if isinstance(run, Mapping) else first_of_table(run, depth)
+
+    def scored(query: Any) -> dict[str, float]:
+        pids = first(query)
+        return dict(zip(pids, map(float, range(len(pids), 0, -1)), strict=True))
+
+    return scored
+
+
+def first_of_table(run: pa.Table, depth: int | None) -> Callable[[int], list[str]]:
+    """The table's own order."""
+    require(run, RUN.names[:2], "measures")
+    passages = run["passages"].combine_chunks()
+    place = {query: row for row, query in enumerate(run["query"].to_pylist())}
+
+    def first(query: int) -> list[str]:
+        if query not in place:
+            return []
+        hits = passages[place[query]].values.to_numpy()
+        return [str(passage) for passage in hits[:depth].tolist()]
+
+    return first
+
+
+def first_of_file(run: Mapping[str, Hits], depth: int | None) -> Callable[[str], list[str]]:
+    """trec_eval's order: float32 score, then id, both descending."""
+
+    def first(query: str) -> list[str]:
+        if query not in run:
+            return []
+        pids, scores = run[query].pids, run[query].scores.astype(np.float32)
+        order = np.argsort(-scores, kind="stable").tolist()
+        if len(np.unique(scores)) < len(scores):
+            order.sort(key=lambda i: (scores[i], pids[i]), reverse=True)
+        return [pids[i] for i in order[:depth]]
+
+    return first
+
+
+def compare(a: pd.Series, b: pd.Series, *, rounds: int = 10_000, seed: int = 0) -> Comparison:
+    """Paired randomisation test, two-sided: are a and b the same but for luck?
+
+    Each round flips the sign of every query's difference at random; the p-value is the share of
+    rounds (the observed one among them) whose mean is at least as far from zero. No assumption
+    about the distribution, unlike the t-test, which it agrees with on some hundred queries (Smucker
+    et al., CIKM 2007).
+    """
+    if set(a.index) != set(b.index) or not a.index.is_unique or not b.index.is_unique:
+        raise ValueError("compare needs two series over the same queries, one value each.")
+    difference_Q = (a - b.reindex(a.index)).to_numpy(dtype=np.float64)
+    observed = abs(difference_Q.sum())
+    random, extreme = np.random.default_rng(seed), 1
+    for start in range(0, rounds, ROUNDS_AT_ONCE):
+        size = min(ROUNDS_AT_ONCE, rounds - start)
+        signs_RQ = random.integers(0, 2, size=(size, len(difference_Q)), dtype=np.int8) * 2 - 1
+        # Sums in another order differ by rounding; equal ones must count as equal.
+        extreme += int((abs(signs_RQ @ difference_Q) >= observed * (1 - 1e-12) - 1e-15).sum())
+    mean = float(difference_Q.mean()) if len(difference_Q) else 0.0
+    return Comparison(mean, extreme / (rounds + 1), len(difference_Q))
+
+
+def answer_recall(
+    run: pa.Table,
+    answers: Mapping[int, Sequence[str]],
+    text_of: Callable[[int], str],
+    ks: Sequence[int],
+) -> dict[str, float]:
+    """`answer_recall@k`: the share of questions with an answer in one of the first k passages.
+
+    The open-domain QA measure (DPR, RocketQA on NQ): passage text only, `answers.has_answer`. Over
+    every query of `answers` that has any; one that the run lacks counts zero.
+    """
+    asked = {query: list(found) for query, found in sorted(answers.items()) if found}
+    first = first_of_table(run, max(ks))
+    ranks = [first_answer(map(text_of, map(int, first(q))), found) for q, found in asked.items()]
+    return {
+        f"answer_recall@{k}": sum(rank < k for rank in ranks) / len(ranks) if ranks else 0.0
+        for k in ks
+    }
+
+
+def first_answer(texts: Iterable[str], answers: Sequence[str]) -> float:
+    """Position of the first text with an answer, from 0; infinity when none has."""
+    hits = (rank for rank, text in enumerate(texts) if has_answer(text, answers))
+    return next(hits, float("inf"))
+
+
+# ------------------------------------------------------------------------------------- TREC files
+
+
+def read_run(path: Path) -> dict[str, Hits]:
+    """A TREC run, `qid Q0 pid rank score tag`, parted by tabs or spaces; `.gz` is read through.
+
+    UserErrors name file and line: other than 6 columns, a score that is no number, a passage twice
+    for one query.
+    """
+    pids: dict[str, list[str]] = {}
+    scores: dict[str, list[float]] = {}
+    same: dict[str, str] = {}  # one string object per passage, however many queries it is in
+    for number, line in text_lines(path):
+        qid, pid, score = run_cells(path, number, line)
+        pids.setdefault(qid, []).append(same.setdefault(pid, pid))
+        scores.setdefault(qid, []).append(score)
+    for qid, found in pids.items():
+        if len(set(found)) < len(found):
+            raise UserError(f"{path}: query {qid!r} lists passage {twice(found)!r} twice.")
+    return {qid: Hits(found, np.array(scores.pop(qid), np.float32)) for qid, found in pids.items()}
+
+
+def run_cells(path: Path, number: int, line: str) -> tuple[str, str, float]:
+    """(qid, pid, score) of a run's line."""
+    cells = line.split("\t")
+    if len(cells) != 6:
+        cells = line.split()
+    if len(cells) != 6:
+        raise UserError(
+            f"{path}, line {number}: {len(cells)} columns; a run's line is "
+            "`qid Q0 pid rank score tag`."
+        )
+    qid, _, pid, _, value, _ = cells
+    try:
+        score = float(value)
+    except ValueError:
+        score = float("nan")
+    if score != score:
+        raise UserError(f"{path}, line {number}: score {value!r} is not a number.")
+    return qid, pid, score
+
+
+def twice(names: Sequence[str]) -> str:
+    """The first name that comes again."""
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def write_run(
+    path: Path,
+    rows: Iterable[tuple[str, Sequence[str], Sequence[float]]],
+    tag: str = "rocketray",
+) -> None:
+    """Write (qid, pids best first, scores) as a TREC run, one query at a time.
+
+    Columns are parted by tabs, which trec_eval takes as well, so ids with spaces come back whole.
+    Scores are the shortest decimals that parse back to the same float32. The file appears complete
+    or not at all.
+    """
+    attempt = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with attempt.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.writelines(run_lines(*row, tag))
+        os.replace(attempt, path)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def run_lines(
+    qid: str, pids: Sequence[str], scores: Sequence[float], tag: str
+) -> Iterator[str]:
+    """One query's lines."""
+    for rank, (pid, score) in enumerate(zip(pids, exactly(scores), strict=True), start=1):
+        if not {"\t", "\n", "\r"}.isdisjoint(qid + pid):
+            raise ValueError(f"ids {qid!r}, {pid!r} hold a tab or newline; ingest refuses those.")
+        yield f"{qid}\tQ0\t{pid}\t{rank}\t{score}\t{tag}\n"
+
+
+def exactly(scores: Sequence[float]) -> list[str]:
+    """float32 as text, none lost."""
+    values = np.asarray(scores, dtype=np.float32)
+    if np.isnan(values).any():
+        raise ValueError("a run holds NaN scores; no order can be read from those.")
+    return [str(text) for text in values.astype(str)]
+
+
+def read_qrels_file(path: Path) -> dict[str, dict[str, int]]:
+    """A qrels file by ids, TREC (4 columns) or BEIR (3, header). Contradictions are a UserError."""
+    qrels: dict[str, dict[str, int]] = {}
+    for line, qid, pid, relevance in judgements(path):
+        if qrels.setdefault(qid, {}).setdefault(pid, relevance) != relevance:
+            raise UserError(
+                f"{path}, line {line}: query {qid!r} and passage {pid!r} have relevance "
+                f"{relevance} here and {qrels[qid][pid]} before. Keep one."
+            )
+    if not qrels:
+        raise UserError(f"{path}: the file holds no judgement.")
+    return qrels

@@ -1,0 +1,123 @@
+"""Checkpoints that survive a kill at any moment, and never run code when read.
+
+    FOLDER/step-00000123/  *.safetensors  state.json (with the sha256 of each safetensors file)
+
+Ray's own checkpoints are neither atomic nor checked; these are written under a name no other
+attempt uses, synced, and renamed. One process writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rocketray.artifacts import file_sha256, publish
+
+Tensors = Mapping[str, torch.Tensor]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A valid one: every file's sha256 is what `state.json` says."""
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of `NAME.safetensors`, on the CPU."""
+        tensors: dict[str, torch.Tensor] = load_file(self.path / f"{name}.safetensors")
+        return tensors
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep` and what killed attempts left.
+
+    Args:
+        tensors: by file name, without the suffix.
+        state: anything JSON holds.
+    """
+    path = folder / f"step-{step:08d}"
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir(parents=True)
+    sha256 = {}
+    for name, content in tensors.items():
+        file = temporary / f"{name}.safetensors"
+        save_file({key: value.detach().contiguous() for key, value in content.items()}, file)
+        sha256[file.name] = file_sha256(file)
+    text = json.dumps({**state, "step": step, "sha256": sha256}, indent=1, sort_keys=True)
+    (temporary / "state.json").write_text(text + "\n", encoding="utf-8")
+    for entry in [*temporary.iterdir(), temporary]:
+        _sync(entry)
+    if path.exists():  # Left by an attempt that was found corrupt, or that ran further than this.
+        shutil.rmtree(path)
+    publish(temporary, path)
+    _clean(folder, keep)
+    return path
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest valid checkpoint. A corrupt one is passed over, with a warning that names it."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if checkpoint := _read(path):
+            return checkpoint
+    return None
+
+
+def at(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of one step, if it is there and valid."""
+    path = folder / f"step-{step:08d}"
+    return _read(path) if path.exists() else None
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Forget what is newer than the step a run goes on from: it will be made again."""
+    for path in folder.glob("step-*"):
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path)
+
+
+def _read(path: Path) -> Checkpoint | None:
+    """None, and a loud warning, unless every file is there and has the bytes it should have."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        expected, step = dict(state["sha256"]), int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("Skipping checkpoint %s: state.json is unusable (%r).", path, error)
+        return None
+    for name, sha256 in expected.items():
+        found = file_sha256(path / name) if (path / name).is_file() else "no such file"
+        if found != sha256:
+            log.warning(
+                "Skipping checkpoint file %s: expected sha256 %s, found %s.",
+                path / name, sha256, found,
+            )  # fmt: skip
+            return None
+    return Checkpoint(path, step, state)
+
+
+def _clean(folder: Path, keep: int) -> None:
+    for path in [*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".step-*.tmp")]:
+        shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

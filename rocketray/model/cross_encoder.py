@@ -1,0 +1,101 @@
+"""The cross-encoder: reads query and passage together, answers with the chance of relevance.
+
+Opens elsewhere too: AutoModelForSequenceClassification, and sentence-transformers' CrossEncoder,
+whose `predict` gives the same ce_scores for (query, title + " " + text).
+"""
+
+# Shapes: B pairs of a batch.
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rocketray.model.tokens import Batch
+from rocketray.model.weights import (
+    check_length,
+    copy_tokenizer,
+    load,
+    quiet,
+    read_settings,
+    write_json,
+)
+
+KIND = "cross_encoder"
+
+
+class CrossEncoder(nn.Module):
+    """One encoder with one output, the logit of relevance.
+
+    RocketQA takes a softmax over two outputs; the difference of its two logits is our one, so
+    thresholds on the probability mean the same.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, length: int, tokenizer_folder: Path) -> None:
+        super().__init__()
+        self.model = model
+        self.length = length
+        self.tokenizer_folder = tokenizer_folder
+
+    @classmethod
+    def create(
+        cls,
+        weights: str | Path,
+        *,
+        layers: int | None = None,
+        length: int = 160,
+        seed: int = 0,
+        dropout: float | None = None,
+    ) -> CrossEncoder:
+        """A cross-encoder over a pre-trained encoder; a head it lacks is drawn from `seed`.
+
+        Args:
+            length: tokens of a pair, special tokens included.
+
+        Raises:
+            UserError: weights that do not fit; see `weights.load`.
+        """
+        folder = Path(weights)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            auto = AutoModelForSequenceClassification
+            model = load(auto, folder, layers=layers, dropout=dropout, num_labels=1)
+        check_length(model, length, folder)
+        # What sentence-transformers reads to know that a logit becomes a probability.
+        model.config.sentence_transformers = {
+            "activation_fn": "torch.nn.modules.activation.Sigmoid"
+        }
+        return cls(model, length=length, tokenizer_folder=folder)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """float32 [B], whatever precision autocast chose inside."""
+        logits_B: torch.Tensor = self.model(**batch).logits.squeeze(-1).float()
+        return logits_B
+
+    def ce_scores(self, batch: Batch) -> torch.Tensor:
+        """Probability of relevance, float32 [B]."""
+        return torch.sigmoid(self.logits(batch))
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights, tokenizer and settings; the same model gives the same bytes."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            self.model.save_pretrained(folder)
+        copy_tokenizer(self.tokenizer_folder, folder, self.length)
+        write_json(folder / "rocketray.json", {"kind": KIND, "length": self.length})
+
+    @classmethod
+    def open(cls, folder: str | Path) -> CrossEncoder:
+        """A saved cross-encoder, on the CPU, in eval mode.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        folder = Path(folder)
+        settings = read_settings(folder, KIND)
+        model = load(AutoModelForSequenceClassification, folder, whole=True)
+        return cls(model, length=settings["length"], tokenizer_folder=folder)

@@ -1,0 +1,511 @@
+"""The training loop of both encoders: one process, or any number of them, the same curve.
+
+Torch and torch.distributed only; Ray stays outside (engine/training). See `train`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from rocketray.artifacts import Version, publish, write_text
+from rocketray.errors import UserError
+from rocketray.model import checkpoints
+from rocketray.model.cross_encoder import CrossEncoder
+from rocketray.model.dev import Dev, cross_mrr, dual_mrr
+from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.gather import sum_over_workers, workers
+from rocketray.model.masks import Known
+from rocketray.model.order import Order, steps_of
+from rocketray.model.steps import CrossStep, DualStep, Examples, Feed, Tally
+
+__all__ = ["Dev", "Job", "Result", "train"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5
+"""Steps in a row that may be dropped for a NaN or an infinity."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """Everything `train` needs, as plain values: it is pickled to the workers."""
+
+    kind: Literal["dual", "cross"]
+    weights: Path
+    """Folder written by `DualEncoder.save` or `CrossEncoder.save`: the initial weights."""
+    examples: Path
+    """Version folder of an EXAMPLES table."""
+    query_tokens: Path
+    passage_tokens: Path
+    """Token stores the rows of `examples` point into."""
+    out: Path
+    """Gets `model/` (the result), `checkpoints/` and `best/`. Shared by all workers."""
+    qrels: Path | None = None
+    """Version folder of a QRELS table: known positives, used only to mask columns."""
+    dev: Dev | None = None
+
+    epochs: float = 1
+    global_batch: int = 64
+    """Dual: examples. Cross: pairs; an example with n negatives is 1 + n pairs."""
+    micro_shard: int = 8
+    """Rows (dual) or pairs (cross) in one forward; part of the recipe when there is dropout."""
+    learning_rate: float = 3e-5
+    """Peak."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the warm-up: down to zero, or flat."""
+    weight_decay: float = 0.0
+    """Decoupled; never on biases and norms."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+    in_batch: int | None = None
+    """None: every passage of the global batch is a column. g: only those of the row's group of
+    g consecutive rows (the paper's in-batch baseline), whatever the number of workers."""
+    mask_known: bool = True
+    """Drop columns known to answer the row's query. The paper does not."""
+    grad_cache: bool = True
+    """Forward twice, keep the activations of one shard only. Same gradient either way."""
+    chunk: int = 512
+    """Rows of logits that exist at once."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16: autocast, weights and loss stay float32. float64: for parity tests."""
+    seed: int = 0
+    evaluations: int = 1
+    """Dev evaluations over the run, evenly spaced; the last step always has one."""
+    checkpoint_every: int = 100
+    """Steps."""
+    log_path: Path | None = None
+    """JSON lines: one per step and one per dev evaluation."""
+    threads: int | None = None
+    """Torch threads of one worker; None leaves them alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came out; the weights themselves are in `out/model`."""
+
+    steps: int
+    best_step: int
+    """The step whose weights are in `out/model`."""
+    dev_mrr: float | None
+    """MRR@10 on dev of those weights; None without dev."""
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(step, dev MRR@10) of every evaluation."""
+    negatives_per_query: int
+    rows: int
+    """Examples (dual) or pairs (cross) in one epoch."""
+    skipped: int
+    """Steps dropped for a NaN or an infinity."""
+
+
+OnStep = Callable[[int, int, float], None]
+"""step (from 1), steps, loss."""
+
+
+def train(
+    job: Job, *, device: torch.device | str | None = None, on_step: OnStep | None = None
+) -> Result:
+    """Train, or go on where the newest valid checkpoint in `job.out` ends.
+
+    Call it in one process, or in every process of an initialised torch.distributed group, whatever
+    started them (Ray Train, torchrun). The number of workers is no hyper-parameter: the curve is
+    the same to rounding, and the same number of workers gives the same bytes (on CPUs), also when
+    it was stopped and called again.
+
+    Why not DistributedDataParallel: its hooks average a gradient as soon as one backward has
+    filled it, but here several backwards make one step (shards, GradCache). One all-reduce of one
+    flat buffer at the end of a step is simpler and provably the same (see loss.py).
+
+    Args:
+        device: None takes this process's GPU (LOCAL_RANK) if there is one.
+        on_step: called on every worker after each step.
+
+    Raises:
+        UserError: five steps in a row gave NaN or infinity; the message names the rows.
+    """
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    with torch.random.fork_rng():  # Shards seed the global generators; the caller keeps his.
+        return Trainer(job, torch.device(device) if device else _own_device()).run(on_step)
+
+
+def schedule(job: Job, step: int, steps: int) -> float:
+    """The learning rate of a step (from 0): up over the warm-up, then down to zero, or flat.
+
+    The first step already moves, and so does the last: (step + 1) / warm-up steps, then
+    (steps - step) / (steps - warm-up steps).
+    """
+    rising = round(job.warmup * steps)
+    if step < rising:
+        return job.learning_rate * (step + 1) / rising
+    if job.schedule == "constant":
+        return job.learning_rate
+    return job.learning_rate * (steps - step) / (steps - rising)
+
+
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """After which steps (from 1) dev is evaluated: evenly spaced, the last always."""
+    count = max(1, evaluations)
+    return {max(1, round(steps * (i + 1) / count)) for i in range(count)}
+
+
+class Gradient:
+    """All gradients as views into one buffer, so that a step has one all-reduce and no copy.
+
+    Two numbers travel at its end: this step's loss and its tokens.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        sizes = [parameter.numel() for parameter in parameters]
+        self.buffer = parameters[0].new_zeros(sum(sizes) + 2).detach()
+        self.values = self.buffer[:-2]
+        for parameter, view in zip(parameters, torch.split(self.values, sizes), strict=True):
+            parameter.grad = view.view_as(parameter)  # Autograd adds into it in place.
+
+    def reduce(self, loss: torch.Tensor, tokens: int) -> tuple[float, float, int]:
+        """Sum over workers; returns (loss, gradient norm, tokens) of the global batch."""
+        self.buffer[-2], self.buffer[-1] = loss, tokens
+        sum_over_workers(self.buffer)
+        mean, count, norm = torch.stack([*self.buffer[-2:], self.values.norm()]).tolist()
+        return mean, norm, int(count)
+
+
+class Trainer:
+    """One run of `train`."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job, self.device = job, device
+        self.rank, self.world = workers()
+        open_model = DualEncoder.open if job.kind == "dual" else CrossEncoder.open
+        self.model: DualEncoder | CrossEncoder = open_model(job.weights)
+        self.model.to(device, torch.float64 if job.precision == "float64" else torch.float32)
+        folder = self.model.tokenizer_folder
+        self.feed = Feed.open(folder, job.query_tokens, job.passage_tokens, device)
+        self.step_of = self._step_of(Examples.open(job.examples))
+        self.order = Order(self.step_of.rows, job.global_batch, job.seed)
+        self.steps = steps_of(self.step_of.rows, job.global_batch, job.epochs)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.gradient = Gradient(parameters)
+        self.optimizer = _optimizer(parameters, job)
+        self.state = State()
+
+    def _step_of(self, examples: Examples) -> DualStep | CrossStep:
+        job = self.job
+        if isinstance(self.model, CrossEncoder):
+            return CrossStep(
+                model=self.model,
+                feed=self.feed,
+                examples=examples,
+                micro_shard=job.micro_shard,
+                seed=job.seed,
+            )
+        return DualStep(
+            model=self.model,
+            feed=self.feed,
+            examples=examples,
+            known=_known(job) if job.mask_known else None,
+            micro_shard=job.micro_shard,
+            in_batch=job.in_batch,
+            grad_cache=job.grad_cache,
+            chunk=job.chunk,
+            seed=job.seed,
+        )
+
+    # ---- the loop
+
+    def run(self, on_step: OnStep | None) -> Result:
+        done = self._resume()
+        evaluations = evaluation_steps(self.steps, self.job.evaluations)
+        for step in range(done, self.steps):
+            loss = self._step(step)
+            if step + 1 in evaluations:
+                self._evaluate(step + 1)
+            if (step + 1) % self.job.checkpoint_every == 0 or step + 1 == self.steps:
+                self._save(step + 1)
+            if on_step:
+                on_step(step + 1, self.steps, loss)
+        self._leave_model()
+        return self._result()
+
+    def _step(self, step: int) -> float:
+        started = time.perf_counter()
+        rate = schedule(self.job, step, self.steps)
+        tally, loss, norm, tokens = self.gradient_of(step)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self._skip(step, tally, loss, norm)
+            return loss
+        self.state.bad_in_a_row = 0
+        self._update(rate, norm)
+        seconds = time.perf_counter() - started
+        self._log(
+            step=step + 1,
+            epoch=self.order.epoch(step + 1),
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            masked=tally.masked,
+            queries_per_s=self.job.global_batch / seconds,
+            tokens_per_s=tokens / seconds,
+            seconds=seconds,
+        )
+        return loss
+
+    def gradient_of(self, step: int) -> tuple[Tally, float, float, int]:
+        """Fill `self.gradient` with the gradient of the global batch's mean loss.
+
+        Returns:
+            The tally, and of the global batch: loss, gradient norm before clipping, tokens.
+        """
+        self.model.train()
+        self.gradient.buffer.zero_()
+        enabled = self.job.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            tally = self.step_of(step, self.order.batch(step))
+        return tally, *self.gradient.reduce(tally.loss, tally.tokens)
+
+    def _update(self, rate: float, norm: float) -> None:
+        if 0 < self.job.clip < norm:
+            self.gradient.values.mul_(self.job.clip / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def _skip(self, step: int, tally: Tally, loss: float, norm: float) -> None:
+        """Drop the step on all workers (the summed loss and norm are the same on all of them)."""
+        self.state.skipped += 1
+        self.state.bad_in_a_row += 1
+        rows = self._broken(tally)
+        reason = f"loss {loss}, gradient norm {norm}"  # Words: JSON has no NaN.
+        self._log(step=step + 1, skipped=reason, rows=rows)
+        message = (
+            f"step {step + 1} of {self.steps} gave {reason}; rows of {self.job.examples}:"
+            f" {rows[:10]}{' ...' if len(rows) > 10 else ''}"
+        )
+        log.warning("Skipped: %s.", message)
+        if self.state.bad_in_a_row == PATIENCE:
+            raise UserError(
+                f"{PATIENCE} steps in a row were no numbers: {message}. Lower learning_rate"
+                f" ({self.job.learning_rate}), or look at these rows."
+            )
+
+    def _broken(self, tally: Tally) -> list[int]:
+        """The examples the model could not turn into numbers, or the whole batch if none."""
+        broken_R = torch.zeros(len(tally.examples_R), device=self.device)
+        broken_R[tally.start : tally.start + len(tally.finite_B)] = (~tally.finite_B).float()
+        rows = np.flatnonzero(sum_over_workers(broken_R).cpu().numpy())
+        return sorted(set(tally.examples_R[rows if len(rows) else slice(None)].tolist()))
+
+    # ---- dev
+
+    def _evaluate(self, step: int) -> None:
+        if self.job.dev is None:
+            return
+        self.model.eval()
+        enabled = self.job.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            if isinstance(self.model, CrossEncoder):
+                mrr = cross_mrr(self.model, self.feed, self.job.dev)
+            else:
+                mrr = dual_mrr(self.model, self.feed, self.job.dev)
+        best = self.state.best
+        self.state.history.append((step, mrr))
+        self._log(step=step, **{"dev_mrr@10": mrr})
+        if self.rank == 0 and (best is None or mrr > best[1]):
+            tensors = {"model": model_tensors(self.model)}
+            checkpoints.save(self.job.out / "best", step, tensors, {"dev_mrr@10": mrr}, keep=1)
+
+    # ---- stop and go on
+
+    def _save(self, step: int) -> None:
+        if self.rank == 0:
+            tensors = {
+                "model": model_tensors(self.model),
+                "optimizer": _optimizer_tensors(self.model, self.optimizer),
+            }
+            folder = self.job.out / "checkpoints"
+            checkpoints.save(folder, step, tensors, asdict(self.state), keep=2)
+
+    def _resume(self) -> int:
+        """Load the newest valid checkpoint and forget what came after it; returns its step."""
+        folder = self.job.out / "checkpoints"
+        found = checkpoints.newest(folder) if self.rank == 0 else None
+        step = torch.tensor([found.step if found else 0], device=self.device)
+        done = int(sum_over_workers(step))  # Worker 0 decides; the others added zero.
+        if done:
+            self._load(found or checkpoints.at(folder, done), folder, done)
+        if self.rank == 0:
+            checkpoints.remove_after(folder, done)
+            checkpoints.remove_after(self.job.out / "best", done)
+            _cut_log(self.job.log_path, done)
+        self._log(start={"from_step": done, **self._facts()})
+        return done
+
+    def _load(self, found: checkpoints.Checkpoint | None, folder: Path, step: int) -> None:
+        if found is None:
+            raise UserError(
+                f"worker {self.rank} cannot read step {step} in {folder}, worker 0 can. The output"
+                " folder must be on storage that all workers share."
+            )
+        load_model(self.model, found.tensors("model"))
+        _load_optimizer(self.model, self.optimizer, found.tensors("optimizer"))
+        self.state = State.of(found.state)
+
+    def _leave_model(self) -> None:
+        """Write `out/model`: the best weights on dev, or the last without dev."""
+        if self.rank == 0:
+            if best := self.state.best:
+                found = checkpoints.at(self.job.out / "best", best[0])
+                if found is None:
+                    raise UserError(
+                        f"{self.job.out / 'best'} lost the weights of step {best[0]}, the best on"
+                        f" dev. Remove {self.job.out} to train again."
+                    )
+                load_model(self.model, found.tensors("model"))
+            _save_model(self.model, self.job.out / "model")
+        sum_over_workers(torch.zeros(1, device=self.device))  # Nobody leaves before it is there.
+
+    # ---- what is told
+
+    def _facts(self) -> dict[str, int]:
+        return {
+            "steps": self.steps,
+            "rows": self.step_of.rows,
+            "global_batch": self.job.global_batch,
+            "workers": self.world,
+            "negatives_per_query": self.step_of.negatives_per_query(self.job.global_batch),
+        }
+
+    def _result(self) -> Result:
+        best = self.state.best
+        return Result(
+            steps=self.steps,
+            best_step=best[0] if best else self.steps,
+            dev_mrr=best[1] if best else None,
+            history=self.state.history,
+            negatives_per_query=self.step_of.negatives_per_query(self.job.global_batch),
+            rows=self.step_of.rows,
+            skipped=self.state.skipped,
+        )
+
+    def _log(self, **line: object) -> None:
+        if self.rank == 0 and self.job.log_path:
+            self.job.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with self.job.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+@dataclass
+class State:
+    """What a checkpoint remembers beside tensors. No random state: it follows from the step."""
+
+    history: list[tuple[int, float]] = field(default_factory=list)
+    skipped: int = 0
+    bad_in_a_row: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> State:
+        history = [(int(step), float(mrr)) for step, mrr in saved["history"]]
+        return cls(history, saved["skipped"], saved["bad_in_a_row"])
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, MRR@10), the highest; the earliest of equals."""
+        return max(self.history, key=lambda entry: entry[1], default=None)
+
+
+def _own_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def _known(job: Job) -> Known:
+    """Labelled positives; without qrels only the row's own positive is known."""
+    if job.qrels is None:
+        return Known.of(np.empty(0, np.int64), np.empty(0, np.int64))
+    table = Version.open(job.qrels).read()
+    positive = table.filter(pc.greater(table["relevance"], 0))
+    return Known.of(positive["query"].to_numpy(), positive["passage"].to_numpy())
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], job: Job) -> torch.optim.AdamW:
+    """AdamW; biases and norms, the vectors among the parameters, do not decay."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=job.learning_rate, fused=True)
+
+
+def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters by name, each once: a shared tower is one object under two names."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_model(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    own = model_tensors(model)
+    if own.keys() != tensors.keys():
+        raise ValueError(f"other parameters than the model's: {sorted(own.keys() ^ tensors)}.")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def _optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """`exp_avg/NAME` and so on; nothing before the first update."""
+    return {
+        f"{key}/{name}": tensor
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    parameters = dict(model.named_parameters())
+    for key_name, tensor in tensors.items():
+        key, _, name = key_name.partition("/")
+        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
+
+
+def _save_model(model: DualEncoder | CrossEncoder, folder: Path) -> None:
+    """Whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    model.save(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    publish(temporary, folder)
+
+
+def _cut_log(path: Path | None, step: int) -> None:
+    """Keep the lines up to a step; those of steps that will be done again would be doubled."""
+    if path is None or not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines() if step else []
+    write_text(path, "".join(line + "\n" for line in lines if _step_in(line) <= step))
+
+
+def _step_in(line: str) -> float:
+    """The step of a log line; a line torn by a kill belongs to no step that counts."""
+    try:
+        return int(json.loads(line).get("step", 0))
+    except json.JSONDecodeError:
+        return math.inf

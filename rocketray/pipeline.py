@@ -1,0 +1,835 @@
+"""The stage graph: ingest, then RocketQA's four steps in order, then the table of results.
+
+    labelled -> dual_0 -retrieve-> run_0 -> cross          positives + negatives drawn from run_0
+                                   run_0 -score-> denoise -> dual_1         from the initial weights
+    unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the initial weights
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rocketray import artifacts, schema
+from rocketray.artifacts import Version
+from rocketray.engine import training
+from rocketray.errors import UserError
+from rocketray.formats import Cut, Dataset, Source, cut, open_dataset
+from rocketray.formats.generated import words, write_generated
+from rocketray.formats.packages import write_packages
+from rocketray.model import weights
+from rocketray.model.cross_encoder import CrossEncoder
+from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.tokens import Tokenizer
+from rocketray.model.trainer import Dev, Job
+from rocketray.recipe import Cross, Dual, DualStep, HardStep, Recipe, Step
+from rocketray.stages import ingest
+from rocketray.stages.answers import AnswerPositives
+from rocketray.stages.augment import Augment
+from rocketray.stages.denoise import Denoise, TrustAll
+from rocketray.stages.encode import Encode
+from rocketray.stages.examples import CrossExamples, FirstExamples, HardExamples
+from rocketray.stages.lexical import Lexical
+from rocketray.stages.retrieve import MergeTopk, Retrieve, grid
+from rocketray.stages.score import Score
+from rocketray.stages.tokenise import Tokenise
+from rocketray.workflow import Spec, Workflow, followed
+
+SPLITS = ("train", "dev", "test")
+STEPS = ("dual_0", "cross", "dual_1", "dual_2")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What ingest leaves: the tables everything else reads by row number."""
+
+    passages: Version
+    queries: Version
+    qrels: Mapping[str, Version]
+    """`train` (visible labels), `hidden`, and `dev`, `test` where the data have them."""
+    chosen: Mapping[str, Version]
+    """Query rows by purpose: `train`, `dev`, `test`, `unlabelled`. Absent where empty."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token stores of both tables for one tokenizer."""
+
+    queries: Version
+    passages: Version
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that stands before the first step."""
+
+    tables: Tables
+    dual: Version
+    """Initial weights, in rocketray's folder form."""
+    cross: Version
+    dual_tokens: Tokens
+    cross_tokens: Tokens
+
+
+# --------------------------------------------------------------------------------------- the loop
+
+
+def run(flow: Workflow, dataset: Dataset) -> None:
+    """The whole method. Each line makes versions, or finds that they are there."""
+    ready = prepare(flow, dataset)
+    retriever(flow, ready, "initial", ready.dual, ["test"])
+    dual_0 = train_dual(flow, ready, "dual_0", first_examples(flow, ready))
+    run_0 = retriever(flow, ready, "dual_0", dual_0, ["train", "dev", "test"])
+    positives = distant_positives(flow, ready, run_0["train"]) or ready.tables.qrels["train"]
+    cross = train_cross(flow, ready, run_0, positives)
+    verdicts = denoise(flow, ready, run_0["train"], cross, positives)
+    examples = hard_examples(flow, ready, "dual_1", verdicts, positives, run_0["train"])
+    dual_1 = train_dual(flow, ready, "dual_1", examples)
+    run_1 = retriever(flow, ready, "dual_1", dual_1, ["unlabelled", "test"])
+    pseudo = augment(flow, ready, run_1.get("unlabelled"), cross)
+    examples = hard_examples(flow, ready, "dual_2", verdicts, positives, run_0["train"], pseudo)
+    dual_2 = train_dual(flow, ready, "dual_2", examples)
+    retriever(flow, ready, "dual_2", dual_2, ["test"])
+    rerank(flow, ready, cross)
+
+
+def prepare(flow: Workflow, dataset: Dataset) -> Ready:
+    """Tables, initial weights and tokens."""
+    tables = read_tables(flow, dataset)
+    dual = initial_dual(flow, flow.recipe.model.dual)
+    cross = initial_cross(flow, flow.recipe.model.cross)
+    dual_tokens, cross_tokens = tokenise(flow, tables, dual, cross)
+    return Ready(tables, dual, cross, dual_tokens, cross_tokens)
+
+
+# ----------------------------------------------------------------------------------------- ingest
+
+
+def locate(recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | None) -> Dataset:
+    """The files to read; made first where the recipe brings its own data."""
+    if data is None:
+        if recipe.data.source is None:
+            raise UserError(
+                f"Recipe {recipe.name!r} brings no data: add --data FOLDER (BEIR layout:"
+                " corpus.jsonl, queries.jsonl, qrels/train.tsv; or MS MARCO TSV files)."
+            )
+        data = make_data(recipe, folder / "data")
+    return open_dataset(data, unlabelled)
+
+
+def make_data(recipe: Recipe, folder: Path) -> Path:
+    """Write the recipe's own data set, once: the same recipe and machine give the same bytes."""
+    size = recipe.data.queries
+    mark = folder / ".made.json"
+    wanted = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
+    if mark.is_file() and artifacts.read_json(mark) == wanted:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    if recipe.data.source == "generated":
+        write_generated(folder, passages=recipe.data.passages, queries=size, seed=recipe.seed)
+    else:
+        write_packages(
+            folder,
+            limit_passages=recipe.data.passages,
+            limit_train=size,
+            limit_dev=max(50, size // 10),
+            limit_test=max(50, size // 5),
+            limit_unlabelled=size,
+            seed=recipe.seed,
+        )
+    artifacts.write_json(mark, wanted)
+    return folder
+
+
+def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
+    """Validate everything, before anything is computed."""
+    scratch = flow.folder.path / "scratch"
+    try:
+        passages, queries, cuts = _ingest_rows(flow, dataset, scratch)
+        pids, qids = _ids(passages, "pid"), _ids(queries, "qid")
+        ingest.raise_duplicates(pids, cuts["passages"], "passage")
+        ingest.raise_duplicates(qids, cuts["queries"], "query")
+        qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Tables(passages, queries, qrels, _choose(flow, queries, qrels))
+
+
+def _ingest_rows(
+    flow: Workflow, dataset: Dataset, scratch: Path
+) -> tuple[Version, Version, dict[str, list[Cut]]]:
+    blocks = flow.recipe.blocks
+    cuts = {
+        "passages": _cuts(dataset.corpus, blocks.passages, scratch),
+        "queries": _cuts([*dataset.queries, *dataset.unlabelled], blocks.queries, scratch),
+    }
+    named = ingest.named_queries(dataset.qrels.values())
+    specs = [
+        Spec(
+            name=name,
+            stage=ingest.Ingest,
+            settings={"table": name},
+            given={"labelled": named if name == "queries" else None},
+            also={"rows": [c.rows for c in found], "files": _digest(keys)},
+            items=found,
+            keys=keys,
+            unit=name,
+        )
+        for name, found in cuts.items()
+        for keys in [[_cut_digest(c, named if name == "queries" else None) for c in found]]
+    ]
+    passages, queries = flow.bulk(*specs)
+    problems = [
+        ingest.Problem(*problem)
+        for version in (passages, queries)
+        for block in version.blocks
+        for problem in block.facts["problems_kept"]
+    ]
+    ingest.raise_problems(problems, passages.facts["problems"] + queries.facts["problems"])
+    return passages, queries, cuts
+
+
+def _cuts(sources: Sequence[Source], rows: int, scratch: Path) -> list[Cut]:
+    return [found for source in sources for found in cut(source, rows, scratch)]
+
+
+def _cut_digest(found: Cut, named: np.ndarray | None) -> str:
+    """What a block of a file holds: its bytes, how they are read, which queries are named."""
+    with found.path.open("rb") as file:
+        file.seek(found.offset)
+        digest = hashlib.sha256(file.read(found.length))
+    # Rows without an id are called after the file and the line, and so depend on both.
+    where = f"{found.source.name}:{found.first_line}" if found.ids_optional else ""
+    digest.update(f"\0{found.format}\0{where}".encode())
+    if found.titles:
+        digest.update(artifacts.file_sha256(found.titles.path).encode())
+    if named is not None:
+        digest.update(np.ascontiguousarray(named).tobytes())
+    return digest.hexdigest()
+
+
+def _digest(keys: Sequence[str]) -> str:
+    return artifacts.fingerprint(list(keys))
+
+
+def _ids(version: Version, column: str) -> ingest.Ids:
+    """People's ids -> row numbers."""
+    starts = np.array([block.first_row for block in version.blocks])
+
+    def read(rows: np.ndarray) -> list[str]:
+        names: list[str] = []
+        blocks = np.searchsorted(starts, rows, side="right") - 1
+        for number in np.unique(blocks):
+            mine = rows[blocks == number] - starts[number]
+            names += version.table(int(number))[column].take(pa.array(mine)).to_pylist()
+        return names
+
+    return ingest.Ids((version.array(b.number, "hashes") for b in version.blocks), read)
+
+
+def _ingest_qrels(
+    flow: Workflow, dataset: Dataset, qids: ingest.Ids, pids: ingest.Ids, queries: Version
+) -> dict[str, Version]:
+    """One version per split, and `hidden`: the truth that is kept from training."""
+    read = {
+        split: ingest.read_qrels(dataset.qrels[split], qids, pids)
+        for split in SPLITS
+        if split in dataset.qrels
+    }
+    train = read["train"]
+    if not schema.positives_of(train):
+        raise UserError(f"{dataset.qrels['train']} has no relevance above 0: nothing to learn from.")
+    share = flow.recipe.data.hide_labels
+    if share:
+        names = queries.read()["qid"].to_pylist()
+        read["train"], read["hidden"] = ingest.hide_labels(train, names, share, flow.recipe.seed)
+    return {split: _table(flow, f"qrels_{split}", table) for split, table in read.items()}
+
+
+def _table(flow: Workflow, name: str, table: pa.Table, rows: int | None = None) -> Version:
+    """A table this process has at hand, as a version: its identity is its content."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    size = rows or max(1, len(table))
+    identity = {"rows": size, "content": hashlib.sha256(sink.getvalue()).hexdigest()}
+    blocks = [table.slice(at, size) for at in range(0, len(table), size)]
+    return flow.small(name, identity, lambda: [{artifacts.TABLE: block} for block in blocks])
+
+
+def _choose(
+    flow: Workflow, queries: Version, qrels: Mapping[str, Version]
+) -> dict[str, Version]:
+    """Which queries each purpose takes, in blocks of their own."""
+    recipe = flow.recipe
+    limits = {
+        "train": recipe.data.labelled,
+        "dev": recipe.evaluate.dev_queries,
+        "test": recipe.evaluate.queries,
+    }
+    rows = {
+        split: schema.sample(_queries_of(qrels[split]), limit, recipe.seed)
+        for split, limit in limits.items()
+        if split in qrels
+    }
+    if "test" not in rows and "dev" in rows:
+        rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], recipe.seed)
+    labelled = queries.read()["labelled"].to_numpy(zero_copy_only=False)
+    free = np.flatnonzero(~labelled)
+    if "hidden" in qrels:
+        free = np.union1d(free, _queries_of(qrels["hidden"]))
+    rows["unlabelled"] = schema.sample(free, recipe.augment.queries, recipe.seed)
+    size = recipe.blocks.queries
+    return {
+        name: _table(flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size)
+        for name, found in rows.items()
+        if len(found)
+    }
+
+
+def _queries_of(qrels: Version) -> np.ndarray:
+    """Queries with at least one positive."""
+    return np.array(sorted(schema.positives_of(qrels.read())), dtype=np.int64)
+
+
+def held_out(tables: Tables) -> Version | None:
+    """Judgements of the questions in the table of results: test, or dev where there is no test."""
+    return tables.qrels.get("test") or tables.qrels.get("dev")
+
+
+# ---------------------------------------------------------------------- initial weights and tokens
+
+
+def initial_dual(flow: Workflow, told: Dual) -> Version:
+    """The dual encoder before any training; every dual step starts from it again."""
+    settings = told.model_dump(mode="json", exclude={"weights"})
+
+    def make(folder: Path) -> dict[str, Any]:
+        source = _weights(flow, told.weights)
+        DualEncoder.create(source, **told.model_dump(exclude={"weights"})).save(folder / "model")
+        return {}
+
+    return flow.files("initial", _from_weights(flow, told.weights, settings), [], make)
+
+
+def initial_cross(flow: Workflow, told: Cross) -> Version:
+    """The cross-encoder before any training: given weights and a seeded new head."""
+    settings = {**told.model_dump(mode="json", exclude={"weights"}), "seed": flow.recipe.seed}
+
+    def make(folder: Path) -> dict[str, Any]:
+        source = _weights(flow, told.weights)
+        CrossEncoder.create(
+            source, layers=told.layers, length=told.length, dropout=told.dropout,
+            seed=flow.recipe.seed,
+        ).save(folder / "model")  # fmt: skip
+        return {}
+
+    return flow.files("initial_cross", _from_weights(flow, told.weights, settings), [], make)
+
+
+def _weights(flow: Workflow, name: str) -> Path:
+    """A folder of weights. "tiny" is made here: a random model over the generated data's words."""
+    if name == "tiny":
+        return weights.tiny(flow.folder.path / "tiny", words(), seed=0)
+    return weights.resolve(name)
+
+
+def _from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    folder = _weights(flow, name)
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt"))
+    hashes = {path.name: artifacts.file_sha256(path) for path in files}
+    return {"code": 1, "recipe": dict(settings), "inputs": {"weights": artifacts.fingerprint(hashes)}}
+
+
+def tokenise(
+    flow: Workflow, tables: Tables, dual: Version, cross: Version
+) -> tuple[Tokens, Tokens]:
+    """Token stores for both models: one where they share a tokenizer."""
+    told = flow.recipe.model
+    folders = {"": _tokenizer_of(dual), "cross_": _tokenizer_of(cross)}
+    limits = {
+        "": (told.dual.query_length, told.dual.passage_length),
+        "cross_": (told.cross.length, told.cross.length),
+    }
+    marks = {name: Tokenizer(folder).fingerprint for name, folder in folders.items()}
+    if marks[""] == marks["cross_"]:
+        limits = {"": (max(limits[""][0], limits["cross_"][0]), max(limits[""][1], told.cross.length))}
+    specs = [
+        Spec(
+            name=f"{prefix}{name}_tokens",
+            stage=Tokenise,
+            inputs={"table": table},
+            settings={"limit": limit},
+            given={"tokenizer": str(folders[prefix])},
+            also={"tokenizer_files": marks[prefix]},
+            over="table",
+            unit=unit,
+        )
+        for prefix, pair in limits.items()
+        for name, table, limit, unit in (
+            ("query", tables.queries, pair[0], "queries"),
+            ("passage", tables.passages, pair[1], "passages"),
+        )
+    ]
+    made = flow.bulk(*specs)
+    stores = [Tokens(made[i], made[i + 1]) for i in range(0, len(made), 2)]
+    return stores[0], stores[-1]
+
+
+def _tokenizer_of(model: Version) -> Path:
+    """Where a model folder keeps its tokenizer: two towers keep one each, the same."""
+    folder = model.path / "model"
+    return folder if (folder / "tokenizer.json").is_file() else folder / "query"
+
+
+# ----------------------------------------------------------------------------------------- stages
+
+
+def retriever(
+    flow: Workflow, ready: Ready, name: str, model: Version, purposes: Sequence[str]
+) -> dict[str, Version]:
+    """Encode the corpus by a model, and retrieve for some purposes' queries."""
+    (embeddings,) = flow.bulk(
+        Spec(
+            name=f"{name}_embeddings",
+            stage=Encode,
+            inputs={"model": model, "tokens": ready.dual_tokens.passages},
+            over="tokens",
+            unit="passages",
+        )
+    )
+    wanted = [purpose for purpose in purposes if purpose in ready.tables.chosen]
+    depths = _depths(flow.recipe)
+    specs = [
+        _retrieve_spec(flow, ready, f"{name}_{purpose}", model, embeddings, purpose, depths[purpose])
+        for purpose in wanted
+    ]
+    return dict(zip(wanted, _merged(flow, specs), strict=True))
+
+
+def _depths(recipe: Recipe) -> dict[str, int]:
+    """How long each purpose's lists must be."""
+    tail = recipe.denoise.fill == "unscored_tail"
+    train = max(recipe.steps.cross.depth, recipe.denoise.depth * (2 if tail else 1))
+    return {
+        "train": train,
+        "dev": recipe.evaluate.dev_rerank,
+        "test": max(recipe.evaluate.k, recipe.evaluate.rerank),
+        "unlabelled": recipe.augment.depth,
+    }
+
+
+def _retrieve_spec(
+    flow: Workflow, ready: Ready, name: str, model: Version, embeddings: Version, purpose: str,
+    k: int,
+) -> tuple[Spec, int]:  # fmt: skip
+    queries = ready.tables.chosen[purpose]
+    rows = [block.rows for block in embeddings.blocks]
+    cells, groups = grid(len(queries.blocks), rows, flow.recipe.blocks.passage_group)
+    inputs = {
+        "model": model,
+        "queries": queries,
+        "query_tokens": ready.dual_tokens.queries,
+        "embeddings": embeddings,
+    }
+    name = name if groups == 1 else f"{name}_cells"
+    spec = Spec(
+        name=name, stage=Retrieve, inputs=inputs, settings={"k": k},
+        also={"groups": groups}, items=cells,
+    )  # fmt: skip
+    return spec, groups
+
+
+def _merged(flow: Workflow, specs: Sequence[tuple[Spec, int]]) -> list[Version]:
+    """Run retrieval; where passages came in groups, join them per query."""
+    found = flow.bulk(*(spec for spec, _ in specs))
+    merges = {
+        number: Spec(
+            name=spec.name.removesuffix("_cells"),
+            stage=MergeTopk,
+            inputs={"cells": cells},
+            settings={"groups": groups, "k": spec.settings["k"]},
+            items=range(len(cells.blocks) // groups),
+        )
+        for number, ((spec, groups), cells) in enumerate(zip(specs, found, strict=True))
+        if groups > 1
+    }
+    joined = dict(zip(merges, flow.bulk(*merges.values()), strict=True)) if merges else {}
+    return [joined.get(number, version) for number, version in enumerate(found)]
+
+
+def lexical(flow: Workflow, ready: Ready, purpose: str, k: int) -> Version:
+    """BM25 over a purpose's queries."""
+    (run,) = flow.bulk(
+        Spec(
+            name=f"bm25_{purpose}",
+            stage=Lexical,
+            inputs={
+                "passages": ready.tables.passages,
+                "queries": ready.tables.chosen[purpose],
+                "texts": ready.tables.queries,
+            },
+            settings={"k": k},
+            over="queries",
+        )
+    )
+    return run
+
+
+def score(
+    flow: Workflow, ready: Ready, name: str, run: Version, cross: Version, depth: int
+) -> Version:
+    """A run's top passages with the cross-encoder's probabilities; known pairs are not scored."""
+    store = flow.folder.path / "pairs" / cross.digest
+    spec = Spec(
+        name=name,
+        stage=Score,
+        inputs={
+            "cross": cross,
+            "run": run,
+            "query_tokens": ready.cross_tokens.queries,
+            "passage_tokens": ready.cross_tokens.passages,
+        },
+        settings={"depth": depth},
+        over="run",
+    )
+    draft = flow.folder.draft(name, spec.identity())
+    known = _known_pairs(draft.path / "known.json", store)
+    (scored,) = flow.bulk(replace(spec, given={"known": known}))
+    _keep_pairs(scored, store)
+    return scored
+
+
+def _known_pairs(record: Path, store: Path) -> list[str]:
+    """Files of scores made before this stage began. Written down, so that a resumed stage knows
+    the same pairs, makes the same batches, and so the same bytes."""
+    if not record.is_file():
+        artifacts.write_json(record, sorted(path.name for path in store.glob("*.parquet")))
+    names: list[str] = artifacts.read_json(record)
+    return [str(store / name) for name in names]
+
+
+def _keep_pairs(scored: Version, store: Path) -> None:
+    """Append a finished stage's new scores to the store, as links to its own files."""
+    store.mkdir(parents=True, exist_ok=True)
+    for block in scored.blocks:
+        target = store / f"{scored.path.name}-{block.number:05d}.parquet"
+        if not target.exists():
+            target.hardlink_to(block.files["pairs"])
+
+
+def denoise(
+    flow: Workflow, ready: Ready, run: Version, cross: Version, positives: Version
+) -> Version:
+    """Step 3's verdicts on the passages dual_0 found for labelled queries."""
+    told = flow.recipe.denoise
+    if told.off:
+        spec = Spec(
+            name="denoise",
+            stage=TrustAll,
+            inputs={"run": run, "positives": positives},
+            settings={"depth": told.depth},
+            over="run",
+        )
+    else:
+        scored = score(flow, ready, "dual_0_train_scored", run, cross, told.depth)
+        spec = Spec(
+            name="denoise",
+            stage=Denoise,
+            inputs={"scored": scored, "positives": positives},
+            settings=_thresholds(flow.recipe),
+            over="scored",
+        )
+    (verdicts,) = flow.bulk(spec)
+    return verdicts
+
+
+def augment(
+    flow: Workflow, ready: Ready, run: Version | None, cross: Version
+) -> Version | None:
+    """Step 4's verdicts on the passages dual_1 found for unlabelled queries."""
+    if run is None:
+        flow.display.say("  augment                    no unlabelled questions: nothing to add")
+        return None
+    scored = score(flow, ready, "dual_1_unlabelled_scored", run, cross, flow.recipe.augment.depth)
+    (verdicts,) = flow.bulk(
+        Spec(
+            name="augment",
+            stage=Augment,
+            inputs={"scored": scored},
+            settings=_thresholds(flow.recipe),
+            over="scored",
+        )
+    )
+    return verdicts
+
+
+def _thresholds(recipe: Recipe) -> dict[str, float]:
+    return recipe.denoise.model_dump(include={"negative_below", "positive_above"})
+
+
+def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | None:
+    """With `data.positives: answers`, what counts as positive from step 2 on."""
+    if flow.recipe.data.positives == "labelled":
+        return None
+    tables = ready.tables
+    (found,) = flow.bulk(
+        Spec(
+            name="answer_positives",
+            stage=AnswerPositives,
+            inputs={"run": run, "queries": tables.queries, "passages": tables.passages},
+            settings={"depth": flow.recipe.steps.cross.depth},
+            over="run",
+        )
+    )
+    if not found.rows:
+        raise UserError(
+            "data.positives is `answers`, but no retrieved passage holds an answer string."
+            " queries.jsonl needs `answers` (or `metadata.answers`): a list of strings."
+        )
+    return found
+
+
+def rerank(flow: Workflow, ready: Ready, cross: Version) -> None:
+    """The cross-encoder over dual_2's answers to the test questions."""
+    depth = flow.recipe.evaluate.rerank
+    if depth and "dual_2_test" in flow.made:
+        score(flow, ready, "dual_2_test_scored", flow.made["dual_2_test"], cross, depth)
+    if flow.recipe.evaluate.bm25 and "test" in ready.tables.chosen:
+        lexical(flow, ready, "test", flow.recipe.evaluate.k)
+
+
+# --------------------------------------------------------------------------------------- examples
+
+
+def first_examples(flow: Workflow, ready: Ready) -> Version:
+    """Step 1: human labels, with random or lexical negatives."""
+    told = flow.recipe.steps.dual_0
+    tables = ready.tables
+    inputs = {
+        "queries": tables.chosen["train"],
+        "qrels": tables.qrels["train"],
+        "passages": tables.passages,
+    }
+    if told.negatives == "bm25":
+        inputs["run"] = lexical(flow, ready, "train", 100)
+    negatives = "run" if told.negatives == "bm25" else told.negatives
+    (examples,) = flow.bulk(
+        Spec(
+            name="dual_0_examples",
+            stage=FirstExamples,
+            inputs=inputs,
+            settings={"negatives": negatives, "copies": told.copies, "seed": flow.recipe.seed},
+            over="queries",
+        )
+    )
+    return examples
+
+
+def cross_examples(
+    flow: Workflow, ready: Ready, run: Mapping[str, Version], positives: Version
+) -> Version:
+    """Step 2: positives, and negatives drawn from dual_0's top passages."""
+    told = flow.recipe.steps.cross
+    (examples,) = flow.bulk(
+        Spec(
+            name="cross_examples",
+            stage=CrossExamples,
+            inputs={
+                "run": run["train"],
+                "positives": positives,
+                "passages": ready.tables.passages,
+            },
+            settings={
+                "depth": told.depth,
+                "negatives": told.negatives,
+                "first_only": flow.recipe.data.positives == "answers",
+                "seed": flow.recipe.seed,
+            },
+            over="run",
+        )
+    )
+    if told.queries is None:
+        return examples
+    table = examples.read()
+    chosen = schema.sample(np.unique(table["query"].to_numpy()), told.queries, flow.recipe.seed)
+    kept = table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
+    return _table(flow, "cross_chosen_examples", kept)
+
+
+def hard_examples(
+    flow: Workflow, ready: Ready, step: str, verdicts: Version, positives: Version, run: Version,
+    pseudo: Version | None = None,
+) -> Version:  # fmt: skip
+    """Steps 3 and 4: hard negatives by verdict; step 4 adds the pseudo-labelled queries."""
+    told: HardStep = getattr(flow.recipe.steps, step)
+    inputs = {"labelled": verdicts, "positives": positives, "passages": ready.tables.passages}
+    items = [("labelled", block.number) for block in verdicts.blocks]
+    if pseudo:
+        inputs["unlabelled"] = pseudo
+        items += [("pseudo", block.number) for block in pseudo.blocks]
+    if flow.recipe.denoise.fill == "unscored_tail":
+        inputs["run"] = run
+    (examples,) = flow.bulk(
+        Spec(
+            name=f"{step}_examples",
+            stage=HardExamples,
+            inputs=inputs,
+            settings={
+                "negatives": told.negatives,
+                "copies": told.copies,
+                "fill": flow.recipe.denoise.fill,
+                "first_only": flow.recipe.data.positives == "answers",
+                "seed": flow.recipe.seed,
+            },
+            items=items,
+        )
+    )
+    return examples
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Version:
+    """Train a dual encoder from the initial weights."""
+    told: DualStep = getattr(flow.recipe.steps, step)
+    dev = _dual_dev(flow, ready)
+    extra = {name: getattr(told, name) for name in ("in_batch", "mask_known", "grad_cache")}
+    inputs = {
+        "weights": ready.dual,
+        "examples": examples,
+        "query_tokens": ready.dual_tokens.queries,
+        "passage_tokens": ready.dual_tokens.passages,
+        "qrels": ready.tables.qrels["train"],
+    }
+    return train(flow, step, "dual", told, inputs, dev, extra)
+
+
+def train_cross(
+    flow: Workflow, ready: Ready, run: Mapping[str, Version], positives: Version
+) -> Version:
+    """Train the cross-encoder from its initial weights."""
+    told = flow.recipe.steps.cross
+    inputs = {
+        "weights": ready.cross,
+        "examples": cross_examples(flow, ready, run, positives),
+        "query_tokens": ready.cross_tokens.queries,
+        "passage_tokens": ready.cross_tokens.passages,
+    }
+    return train(flow, "cross", "cross", told, inputs, _cross_dev(flow, ready, run.get("dev")), {})
+
+
+def train(
+    flow: Workflow, name: str, kind: Any, told: Step, inputs: Mapping[str, Version],
+    dev: Dev | None, extra: Mapping[str, Any],
+) -> Version:  # fmt: skip
+    """One model: its identity, the engine, and what it counted."""
+    if not inputs["examples"].rows:
+        raise UserError(f"{name} has no training example: every question lost its negatives.")
+    fields = ("epochs", "global_batch", "micro_shard", "learning_rate", "warmup", "schedule",
+              "weight_decay", "clip", "evaluations")  # fmt: skip
+    settings = {**{field: getattr(told, field) for field in fields}, **extra}
+    settings["seed"] = flow.recipe.seed
+    identity = {
+        "code": 1,
+        "recipe": settings,
+        "inputs": {n: v.digest for n, v in inputs.items()} | {"dev": _dev_digest(dev)},
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        paths = {n: v.path for n, v in inputs.items()}
+        paths["weights"] = paths["weights"] / "model"
+        log = folder / "log.jsonl"
+        job = Job(
+            kind=kind, out=folder, dev=dev, log_path=log,
+            checkpoint_every=told.checkpoint_every, **paths, **settings,
+        )  # fmt: skip
+        steps = _steps(kind, told, inputs["examples"])
+        with flow.display.meter(name, steps, "steps") as meter, followed(log, _show(meter)):
+            result = training.fit(job, flow.recipe.cluster)
+        for leftover in ("checkpoints", "best", "ray_train"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        return {k: v for k, v in asdict(result).items() if k != "history"}
+
+    model = flow.files(name, identity, list(inputs.values()), make)
+    artifacts.copy_tree(model.path / "model", flow.folder.path / "models" / name)
+    _copy(model.path / "log.jsonl", flow.folder.path / "logs" / f"{name}.jsonl")
+    return model
+
+
+def _steps(kind: str, told: Any, examples: Version) -> int:
+    """Optimiser steps: the trainer's own formula."""
+    rows = examples.rows
+    if kind == "cross":
+        rows *= 1 + len(examples.table(0)["negatives"][0])
+    return math.ceil(told.epochs * rows / told.global_batch)
+
+
+def _show(meter: Any) -> Any:
+    return lambda line: meter.at(line["step"], f"loss {line['loss']:.3f}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _dual_dev(flow: Workflow, ready: Ready) -> Dev | None:
+    """Dev questions against their own positives and random passages."""
+    tables = ready.tables
+    if "dev" not in tables.qrels:
+        return None
+    queries = tables.chosen["dev"].read()["query"].to_numpy()
+    positives = schema.positives_of(tables.qrels["dev"].read())
+    relevant = [np.array(positives[query]) for query in queries.tolist()]
+    own = np.unique(np.concatenate(relevant))
+    limit = max(0, flow.recipe.evaluate.dev_passages - len(own))
+    others = np.setdiff1d(np.arange(tables.passages.rows), own)
+    pool = np.union1d(own, schema.sample(others, limit, flow.recipe.seed))
+    return Dev(queries=queries, relevant=relevant, pool=pool)
+
+
+def _cross_dev(flow: Workflow, ready: Ready, run: Version | None) -> Dev | None:
+    """Dev questions whose top passages by dual_0 are to be reranked."""
+    if run is None:
+        return None
+    positives = schema.positives_of(ready.tables.qrels["dev"].read())
+    table = run.read()
+    queries = table["query"].to_numpy()
+    depth = flow.recipe.evaluate.dev_rerank
+    return Dev(
+        queries=queries,
+        relevant=[np.array(positives[query]) for query in queries.tolist()],
+        candidates=[np.array(row[:depth]) for row in table["passages"].to_pylist()],
+    )
+
+
+def _dev_digest(dev: Dev | None) -> str | None:
+    if dev is None:
+        return None
+    lists = [dev.queries, *dev.relevant, *(dev.candidates or []), dev.pool]
+    return artifacts.fingerprint([None if rows is None else rows.tolist() for rows in lists])
+
+
+STAGES = (
+    "passages", "queries", "qrels_train", "qrels_hidden", "qrels_dev", "qrels_test",
+    "train_queries", "dev_queries", "test_queries", "unlabelled_queries",
+    "initial", "initial_cross", "query_tokens", "passage_tokens",
+    "initial_embeddings", "initial_test",
+    "dual_0_examples", "dual_0", "dual_0_embeddings", "dual_0_train", "dual_0_dev", "dual_0_test",
+    "cross_examples", "cross", "dual_0_train_scored", "denoise",
+    "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_unlabelled", "dual_1_test",
+    "dual_1_unlabelled_scored", "augment",
+    "dual_2_examples", "dual_2", "dual_2_embeddings", "dual_2_test", "dual_2_test_scored",
+    "bm25_test",
+)  # fmt: skip
+"""Every stage, in order: what `--until` takes."""

@@ -1,0 +1,138 @@
+"""What flows: the tables of rocketray, their columns and keys.
+
+People's ids are strings (`qid`, `pid`) and live in `PASSAGES` and `QUERIES` only. Everywhere else
+a query or a passage is its row number in those tables (int64), given once by ingest. Three numbers
+have three names: a retriever's `score`, a cross-encoder's `ce_score` (a probability), and a
+person's `relevance` (graded, as in TREC).
+
+| table    | one row is            | key                       |
+| -------- | --------------------- | ------------------------- |
+| PASSAGES | a unit of retrieval   | row number: `passage`     |
+| QUERIES  | a question            | row number: `query`       |
+| QRELS    | one human judgement   | `query, passage`          |
+| RUN      | a query's whole list  | `query`                   |
+| SCORED   | RUN + `ce_scores`     | `query`                   |
+| VERDICTS | SCORED + `verdicts`   | `query`                   |
+| EXAMPLES | one training example  | `query, positive, copy`   |
+| PAIRS    | one scored pair       | `query_hash, passage_hash`|
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+import numpy as np
+import pyarrow as pa
+
+PASSAGES = pa.schema([("pid", pa.string()), ("title", pa.string()), ("text", pa.string())])
+"""Row number = position in the table; the manifest says where each block starts."""
+
+QUERIES = pa.schema(
+    [
+        ("qid", pa.string()),
+        ("text", pa.string()),
+        ("labelled", pa.bool_()),
+        ("answers", pa.list_(pa.string())),
+    ]
+)
+"""`labelled`: some qrels file names the query. `answers`: strings that answer it, often none."""
+
+QRELS = pa.schema(
+    [("query", pa.int64()), ("passage", pa.int64()), ("relevance", pa.int32())],
+)
+
+RUN = pa.schema(
+    [
+        ("query", pa.int64()),
+        ("passages", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float32())),
+    ]
+)
+"""Best first; ties by row number. Lists are short where the corpus is smaller than k."""
+
+SCORED = RUN.append(pa.field("ce_scores", pa.list_(pa.float32())))
+VERDICTS = SCORED.append(pa.field("verdicts", pa.list_(pa.string())))
+
+EXAMPLES = pa.schema(
+    [
+        ("query", pa.int64()),
+        ("positive", pa.int64()),
+        ("copy", pa.int32()),
+        ("negatives", pa.list_(pa.int64())),
+        ("source", pa.string()),
+        ("ce_positive", pa.float32()),
+        ("ce_negatives", pa.list_(pa.float32())),
+    ]
+)
+"""Always exactly n negatives. A ce_score nobody computed is NaN."""
+
+PAIRS = pa.schema(
+    [("query_hash", pa.uint64()), ("passage_hash", pa.uint64()), ("ce_score", pa.float32())]
+)
+
+
+class Verdict(StrEnum):
+    """What became of one retrieved passage, and so why it is, or is not, a negative."""
+
+    LABELLED_POSITIVE = "labelled_positive"
+    """A person said so, or (recipe `nq`) it holds the answer string."""
+    HARD_NEGATIVE = "hard_negative"
+    """Retrieved, unlabelled, and the cross-encoder is sure that it is irrelevant."""
+    LIKELY_FALSE_NEGATIVE = "likely_false_negative"
+    """Retrieved, unlabelled, and the cross-encoder is sure that it is relevant: removed."""
+    UNCERTAIN = "uncertain"
+    """Between the two thresholds: removed from the negatives, and no positive either."""
+    PSEUDO_POSITIVE = "pseudo_positive"
+    """Best cross-encoder score of an unlabelled query, above the upper threshold."""
+
+
+def require(table: pa.Table, columns: Iterable[str], who: str) -> None:
+    """Refuse a table that lacks a column, naming what is missing and what is there."""
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{who} needs columns {missing}; the table has {table.column_names}.")
+
+
+def positives_of(qrels: pa.Table) -> dict[int, list[int]]:
+    """Passages with relevance above zero, by query, in the table's order."""
+    found: dict[int, list[int]] = {}
+    relevant = qrels["relevance"].to_numpy() > 0
+    queries, passages = qrels["query"].to_numpy()[relevant], qrels["passage"].to_numpy()[relevant]
+    for query, passage in zip(queries.tolist(), passages.tolist(), strict=True):
+        found.setdefault(query, []).append(passage)
+    return found
+
+
+def with_verdicts(scored: pa.Table, verdicts: Sequence[Sequence[Verdict]]) -> pa.Table:
+    """SCORED -> VERDICTS."""
+    column = pa.array(verdicts, VERDICTS.field("verdicts").type)
+    return scored.append_column("verdicts", column)
+
+
+def count(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, int]:
+    """How many passages got which verdict; every verdict is named, zero included."""
+    counted = Counter(verdict for row in verdicts for verdict in row)
+    return {verdict.value: counted[verdict] for verdict in Verdict}
+
+
+def sample(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """At most `limit` of some row numbers, in ascending order, by a seeded hash of each.
+
+    A row's luck depends on itself alone: adding rows elsewhere never changes who is drawn before.
+    """
+    rows = np.sort(rows)
+    if limit is None or len(rows) <= limit:
+        return rows
+    luck = _luck(rows, seed)
+    return np.sort(rows[np.lexsort((rows, luck))[:limit]])
+
+
+def _luck(rows: np.ndarray, seed: int) -> np.ndarray:
+    """A 64-bit hash per row (the finaliser of splitmix64, Steele et al. 2014)."""
+    x = rows.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

@@ -1,0 +1,28 @@
+"""Encode: a block of passages -> embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rocketray.artifacts import Made, Version
+from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.inference import device, encode_passages
+from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
+
+
+class Encode:
+    """Part `embeddings`: float32 [rows, D], in row order whatever the batches were."""
+
+    code = 1
+
+    def __init__(self, *, model: str, tokens: str) -> None:
+        self.model = DualEncoder.open(f"{model}/model").to(device()).eval()
+        self.assembler = Assembler(Tokenizer(self.model.tokenizer_folder))
+        self.tokens = TokenStore(tokens)
+        self.blocks = Version.open(tokens).blocks
+
+    def __call__(self, item: int) -> Made:
+        block = self.blocks[item]
+        rows = np.arange(block.first_row, block.first_row + block.rows)
+        embeddings = encode_passages(self.model, self.assembler, self.tokens, rows)
+        return Made({"embeddings": embeddings}, len(rows))

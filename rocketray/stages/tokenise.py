@@ -1,0 +1,39 @@
+"""Tokenise: a table's texts -> token ids, once per tokenizer and length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from rocketray.artifacts import Made, Version
+from rocketray.model.tokens import Tokenizer
+
+
+class Tokenise:
+    """Token ids of one block, and the hash of each row's text (the key of stored pair scores).
+
+    Parts: those of `Tokenizer.store_block`, and `hashes` uint64 [rows].
+    """
+
+    code = 1
+
+    def __init__(self, *, tokenizer: str, table: str, limit: int) -> None:
+        self.tokenizer = Tokenizer(tokenizer)
+        self.table = Version.open(table)
+        self.limit = limit
+
+    def __call__(self, item: int) -> Made:
+        table = self.table.table(item)
+        texts = table["text"].to_pylist()
+        titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(texts)
+        parts = dict(self.tokenizer.store_block(titles, texts, self.limit))
+        parts["hashes"] = text_hashes(f"{a}\x1f{b}" for a, b in zip(titles, texts, strict=True))
+        return Made(parts, len(texts), {"tokens": int(parts["offsets"][-1])})
+
+
+def text_hashes(texts: Iterable[str]) -> np.ndarray:
+    """64 bits of blake2b per text."""
+    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+    return np.frombuffer(digests, dtype="<u8")

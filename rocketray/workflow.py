@@ -1,0 +1,285 @@
+"""Making versions: skip what is finished, adopt what is the same, run the rest, say why.
+
+`Workflow` knows no stage and no step; `pipeline` tells it what to make from what.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rocketray import artifacts
+from rocketray.artifacts import Draft, Parts, RunFolder, Version
+from rocketray.engine import bulk
+from rocketray.errors import UserError
+from rocketray.progress import Display
+from rocketray.recipe import Recipe
+
+
+class Finished(Exception):
+    """`--until` is reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One stage over the blocks of a table: what it is made of, and so its identity."""
+
+    name: str
+    stage: Any
+    """A stage class (see `engine.bulk`): called with `inputs` as paths, `settings` and `given`."""
+    inputs: Mapping[str, Version] = field(default_factory=dict)
+    """By the constructor's argument; a version counts by its content."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that change the result."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that do not, such as where something lies."""
+    also: Mapping[str, Any] = field(default_factory=dict)
+    """What changes the result without being told to the stage, such as what its items hold."""
+    over: str | None = None
+    """The input whose blocks are mapped, one item each; or `items`."""
+    items: Sequence[Any] = ()
+    """What the stage is called with, by block."""
+    keys: Sequence[str] | None = None
+    """What each item holds, by block: lets an equal block of another version be adopted."""
+    unit: str = "queries"
+
+    def identity(self) -> dict[str, Any]:
+        inputs = {name: version.digest for name, version in self.inputs.items()}
+        recipe = json.loads(artifacts.canonical({**self.settings, **self.also}))
+        return {"stage": self.name, "code": self.stage.code, "recipe": recipe, "inputs": inputs}
+
+    def job(self, draft: Draft) -> bulk.Job:
+        paths = {name: str(version.path) for name, version in self.inputs.items()}
+        arguments = {**paths, **self.settings, **self.given}
+        items = self.items
+        if self.over:
+            items = range(len(self.inputs[self.over].manifest["blocks"]))
+        return bulk.Job(draft, self.stage, arguments, items, self._keys(len(items)))
+
+    def _keys(self, count: int) -> list[str]:
+        """A block depends on its own rows, the settings and the other inputs, but not on the
+        rest of the mapped table; where items are not blocks of one table, on everything."""
+        if self.keys is not None:
+            mine = [self.stage.code, dict(self.settings)]
+            return [artifacts.fingerprint([mine, key]) for key in self.keys]
+        identity = self.identity()
+        if not self.over:
+            return [artifacts.fingerprint([identity, number]) for number in range(count)]
+        over = self.inputs[self.over].manifest
+        del identity["inputs"][self.over]
+        rows = [[over["sha256"][n] for n in block["files"].values()] for block in over["blocks"]]
+        return [artifacts.fingerprint([identity, files]) for files in rows]
+
+
+@dataclass
+class Workflow:
+    """One run's folder, recipe and display."""
+
+    recipe: Recipe
+    folder: RunFolder
+    display: Display
+    until: str | None = None
+    frozen: bool = False
+    made: dict[str, Version] = field(default_factory=dict)
+    """Versions of this run, by stage, in the order they were needed."""
+    skipped: list[str] = field(default_factory=list)
+
+    # ---- three ways to make a version
+
+    def bulk(self, *specs: Spec) -> list[Version]:
+        """Stages over blocks. Several share one pool of workers, which takes seconds to start."""
+        before = [self._before(spec.name, spec.identity()) for spec in specs]
+        missing = [
+            (spec, draft)
+            for spec, (draft, found) in zip(specs, before, strict=True)
+            if not found
+        ]
+        jobs = [spec.job(draft) for spec, draft in missing]
+        for (spec, draft), job in zip(missing, jobs, strict=True):
+            self._verify(spec.inputs.values())
+            draft.adopt({n: job.keys[n] for n in job.todo()})
+        self._run(jobs, [spec.unit for spec, _ in missing])
+        made = {}
+        for job in jobs:
+            facts = _sum_facts(job.draft)
+            made[job.draft.stage] = job.draft.finish(facts, blocks=len(job.items))
+        return [
+            self._after(found or made[spec.name])
+            for spec, (_, found) in zip(specs, before, strict=True)
+        ]
+
+    def small(
+        self, name: str, identity: Mapping[str, Any], make: Callable[[], list[Parts]]
+    ) -> Version:
+        """A table this process makes: `make` gives its blocks, each with rows in "table"."""
+        whole = {"stage": name, **identity}
+        draft, found = self._before(name, whole)
+        if found:
+            return self._after(found)
+        with self._timed(draft):
+            blocks = make()
+            for number, parts in enumerate(blocks):
+                rows = len(parts[artifacts.TABLE])
+                artifacts.commit_block(draft.path, number, parts, rows=rows, key="", facts={})
+            return self._after(draft.finish({}, blocks=len(blocks)))
+
+    def files(
+        self,
+        name: str,
+        identity: Mapping[str, Any],
+        inputs: Sequence[Version],
+        make: Callable[[Path], Mapping[str, Any]],
+    ) -> Version:
+        """A version of plain files, such as a model: `make` fills PATH/model and returns facts."""
+        whole = {"stage": name, **identity}
+        draft, found = self._before(name, whole)
+        if found:
+            return self._after(found)
+        self._verify(inputs)
+        with self._timed(draft):
+            facts = make(draft.path)
+            model = sorted(p for p in (draft.path / "model").rglob("*") if p.is_file())
+            return self._after(draft.finish(facts, files=model))
+
+    # ---- around making
+
+    def _before(self, name: str, identity: Mapping[str, Any]) -> tuple[Draft, Version | None]:
+        draft, found = self.folder.draft(name, identity), self.folder.finished(name, identity)
+        if found:
+            self.skipped.append(name)
+            self.display.say(f"  {name:<26} finished before, skipped")
+            return draft, found
+        if name in self.folder.current():
+            old = self.folder.version(name).manifest["identity"]
+            reasons = "; ".join(artifacts.changes(old, identity))
+            if self.frozen:
+                raise UserError(f"--frozen: {name} would have to be made again: {reasons}.")
+            self.display.say(f"  {name:<26} again, because {reasons}")
+        draft.path.mkdir(parents=True, exist_ok=True)
+        return draft, None
+
+    def _after(self, version: Version) -> Version:
+        self.folder.check_writer()
+        self.folder.set_current(version)
+        self.made[version.name] = version
+        if self.until == version.name:
+            raise Finished
+        return version
+
+    def _verify(self, inputs: Any) -> None:
+        """An artifact is checked once, before the first stage of this process that reads it."""
+        for version in inputs:
+            if version.path not in self._verified:
+                version.verify()
+                self._verified.add(version.path)
+
+    _verified: set[Path] = field(default_factory=set)
+
+    def _run(self, jobs: Sequence[bulk.Job], units: Sequence[str]) -> None:
+        totals = [len(job.items) for job in jobs]
+        todo = [len(job.todo()) for job in jobs]
+        if not any(todo):
+            return
+        name = " + ".join(job.draft.stage for job in jobs)
+        workers: list[Counter[str]] = [Counter() for _ in jobs]
+        seconds = [0.0 for _ in jobs]
+        start = time.monotonic()
+        rows = Counter[str]()
+
+        def done(receipt: bulk.Receipt) -> None:
+            self.folder.check_writer()
+            workers[receipt.job][receipt.worker] += 1
+            seconds[receipt.job] += receipt.seconds
+            rows[units[receipt.job]] += receipt.rows
+            elapsed = max(1e-9, time.monotonic() - start)
+            note = ", ".join(f"{n / elapsed:,.0f} {unit}/s" for unit, n in rows.items() if n)
+            meter.advance(1, note)
+
+        with self.display.meter(name, sum(totals), "blocks", sum(totals) - sum(todo)) as meter:
+            bulk.run(jobs, self.recipe.cluster, done)
+        elapsed = time.monotonic() - start
+        share = sum(seconds) or 1.0
+        for number, job in enumerate(jobs):
+            _write_timing(job.draft, elapsed * seconds[number] / share, workers[number])
+
+    @contextmanager
+    def _timed(self, draft: Draft) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        _write_timing(draft, time.monotonic() - start, Counter())
+
+    def timings(self) -> list[dict[str, Any]]:
+        """Per stage: seconds, and blocks per worker. From files, so that skipped ones count."""
+        rows = []
+        for name, version in self.made.items():
+            path = version.path / "timing.json"
+            timing = json.loads(path.read_text()) if path.is_file() else {}
+            seconds, blocks = timing.get("seconds", 0.0), timing.get("blocks", {})
+            rows.append({"stage": name, "rows": version.rows, "seconds": seconds, "blocks": blocks})
+        return rows
+
+
+def _write_timing(draft: Draft, seconds: float, workers: Mapping[str, int]) -> None:
+    """Beside the manifest, not in it: times never repeat. Attempts add up."""
+    path = draft.path / "timing.json"
+    before = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "blocks": {}}
+    blocks = Counter(before["blocks"])
+    blocks.update(workers)
+    total = round(before["seconds"] + seconds, 3)
+    artifacts.write_json(path, {"seconds": total, "blocks": dict(blocks)})
+
+
+def _sum_facts(draft: Draft) -> dict[str, Any]:
+    """Counts of all blocks, added up."""
+    total = Counter[str]()
+    for receipt in draft.receipts().values():
+        total.update({n: v for n, v in receipt["facts"].items() if isinstance(v, int)})
+    return dict(sorted(total.items()))
+
+
+@contextmanager
+def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `update` with the last line of a growing JSON-lines file, twice a second.
+
+    Training runs in other processes; its log is the one channel that also survives them.
+    """
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            line = _last_line(log)
+            if line:
+                update(line)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if line := _last_line(log):
+            update(line)
+
+
+def _last_line(log: Path) -> dict[str, Any]:
+    if not log.is_file():
+        return {}
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().split(b"\n")[:-1]  # What follows the last newline is half written.
+    for line in reversed(lines):
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "loss" in record:
+            return record
+    return {}

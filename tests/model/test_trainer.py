@@ -1,0 +1,541 @@
+"""trainer.py: one process, several, a slow reference and an interrupted run say the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rocketray.errors import UserError
+from rocketray.model import checkpoints, dual_encoder, steps, trainer
+from rocketray.model.cross_encoder import CrossEncoder
+from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.gather import gather
+from rocketray.model.gather import workers as who
+from rocketray.model.loss import contrastive_loss
+from rocketray.model.trainer import Job, Trainer, evaluation_steps, schedule, train
+from tests.distributed import Workers
+from tests.model.training_data import NEGATIVES, TrainingData
+
+CPU = torch.device("cpu")
+WIDTH = 1 + NEGATIVES
+
+
+# ----------------------------------------------------------- the gradient of one step, in float64
+
+
+def exact() -> ExitStack:
+    """Let float64 through where the encoders promise float32."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(dual_encoder, "pool", lambda hidden, _, __: hidden[:, 0]))
+    stack.enter_context(mock.patch.object(CrossEncoder, "logits", exact_logits))
+    return stack
+
+
+def exact_logits(self: CrossEncoder, batch: Any) -> torch.Tensor:
+    logits_B: torch.Tensor = self.model(**batch).logits[:, 0]
+    return logits_B
+
+
+def gradients(jobs: list[Job], step: int = 1) -> list[tuple[np.ndarray, float, int]]:
+    """Flat gradient, loss and masked columns of one step of every job."""
+    found = []
+    with exact():
+        for job in jobs:
+            run = Trainer(job, CPU)
+            tally, loss, norm, _ = run.gradient_of(step)
+            values = run.gradient.values.numpy().copy()
+            assert norm == pytest.approx(np.linalg.norm(values))
+            found.append((values, loss, tally.masked))
+    return found
+
+
+def slow_dual(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
+    """The same from the whole batch at once, a dense softmax and loops over ids."""
+    with exact():
+        run = Trainer(job, CPU)
+        feed, examples, model = run.feed, run.step_of.examples, run.model
+        assert isinstance(model, DualEncoder)
+        model.train()
+        batch_R = run.order.batch(step)
+        queries, passages = examples.queries_N[batch_R], examples.passages_NS[batch_R].ravel()
+        q_RD = model.embed_queries(feed.assembler.queries(feed.queries, queries, 16))
+        p_GD = model.embed_passages(feed.assembler.passages(feed.passages, passages, 32))
+        logits_RG = q_RD @ p_GD.T / model.temperature
+        masked = 0
+        for row, query in enumerate(queries):
+            for column, passage in enumerate(passages):
+                if job.in_batch and row // job.in_batch != column // WIDTH // job.in_batch:
+                    logits_RG[row, column] = -torch.inf
+                elif job.mask_known and column != row * WIDTH and passage in (query, query + 1):
+                    logits_RG[row, column] = -torch.inf
+                    masked += 1
+        loss = F.cross_entropy(logits_RG, torch.arange(len(batch_R)) * WIDTH)
+        return flat_gradient(model, loss), loss.item(), masked
+
+
+def slow_cross(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
+    with exact():
+        run = Trainer(job, CPU)
+        feed, examples, model = run.feed, run.step_of.examples, run.model
+        assert isinstance(model, CrossEncoder)
+        model.train()
+        queries, passages, labels = [], [], []
+        for pair in run.order.batch(step):
+            queries.append(examples.queries_N[pair // WIDTH])
+            passages.append(examples.passages_NS[pair // WIDTH][pair % WIDTH])
+            labels.append(float(pair % WIDTH == 0))
+        logits_R = model.logits(
+            feed.assembler.pairs(
+                feed.queries, np.array(queries), feed.passages, np.array(passages), 40
+            )
+        )
+        loss = F.binary_cross_entropy_with_logits(logits_R, torch.tensor(labels).double())
+        return flat_gradient(model, loss), loss.item(), 0
+
+
+def flat_gradient(model: torch.nn.Module, loss: torch.Tensor) -> np.ndarray:
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in found]).numpy()
+
+
+def dual_jobs(data: TrainingData, out: Path) -> list[Job]:
+    weights = data.dual(dropout=0.0, temperature=0.5)
+    job = data.job("dual", out, weights, precision="float64", chunk=2)
+    return [
+        job,  # 10 rows in shards of 3, 3, 3, 1: workers get 6 + 4, or 6 + 3 + 1 rows.
+        replace(job, mask_known=False, grad_cache=False),
+        replace(job, in_batch=4),
+        replace(job, micro_shard=5),  # Two shards: a third worker has no rows at all.
+        replace(job, weights=data.dual(dropout=0.0, towers="one", similarity="cosine")),
+        replace(job, global_batch=24),  # More than there are examples: repeats.
+    ]
+
+
+def cross_jobs(data: TrainingData, out: Path) -> list[Job]:
+    job = data.job("cross", out, data.cross(dropout=0.0), precision="float64")
+    return [job, replace(job, micro_shard=7)]
+
+
+def test_the_gradient_equals_a_dense_softmax_for_any_number_of_workers(
+    workers: Workers, data: TrainingData, tmp_path: Path
+) -> None:
+    duals, crosses = dual_jobs(data, tmp_path), cross_jobs(data, tmp_path)
+    slow = [slow_dual(job) for job in duals] + [slow_cross(job) for job in crosses]
+    assert [masked for _, _, masked in slow].count(0) == 3  # The others do test the mask.
+    on_one = gradients(duals + crosses)
+    on_two, on_three = (workers.run(n, gradients, duals + crosses) for n in (2, 3))
+    for number, (gradient, loss, masked) in enumerate(slow):
+        for answers in [on_one, *on_two, *on_three]:
+            assert answers[number][1:] == (pytest.approx(loss, rel=1e-12), masked)
+            np.testing.assert_allclose(
+                answers[number][0], gradient, rtol=0, atol=1e-12 * np.linalg.norm(gradient)
+            )
+
+
+# The mistakes of published recipes: each must be seen by the comparison above.
+
+
+def detached_gather(p_BD: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Other workers' passages as constants, one's own with their gradient."""
+    rank, _ = who()
+    start = sum(sizes[:rank])
+    p_GD = gather(p_BD.detach(), sizes)
+    return torch.cat([p_GD[:start], p_BD, p_GD[start + len(p_BD) :]])
+
+
+def times_world(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return contrastive_loss(*args, **kwargs) * who()[1]
+
+
+def over_world(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return contrastive_loss(*args, **kwargs) / who()[1]
+
+
+def wrong_gradients(job: Job) -> list[np.ndarray]:
+    found = []
+    for name, mistake in [
+        ("gather", detached_gather),
+        ("contrastive_loss", times_world),
+        ("contrastive_loss", over_world),
+    ]:
+        with mock.patch.object(steps, name, mistake):
+            found.append(gradients([job])[0][0])
+    return found
+
+
+def test_the_comparison_sees_a_detached_gather_and_a_world_size_factor(
+    workers: Workers, data: TrainingData, tmp_path: Path
+) -> None:
+    job = dual_jobs(data, tmp_path)[0]
+    right = slow_dual(job)[0]
+    detached, times, over = workers.run(2, wrong_gradients, job)[0]
+    cosine = right @ detached / np.linalg.norm(right) / np.linalg.norm(detached)
+    assert cosine < 0.999
+    np.testing.assert_allclose(times, 2 * right, rtol=0, atol=1e-12 * np.linalg.norm(right))
+    np.testing.assert_allclose(over, right / 2, rtol=0, atol=1e-12 * np.linalg.norm(right))
+
+
+# ------------------------------------------------------------------------------- whole, short runs
+
+
+def read_log(job: Job) -> list[dict[str, Any]]:
+    assert job.log_path is not None
+    return [json.loads(line) for line in job.log_path.read_text().splitlines()]
+
+
+def losses(job: Job) -> list[float]:
+    return [line["loss"] for line in read_log(job) if "loss" in line]
+
+
+def left(job: Job) -> dict[str, torch.Tensor]:
+    """The weights in `out/model`."""
+    kind = DualEncoder if job.kind == "dual" else CrossEncoder
+    return {name: p.detach() for name, p in kind.open(job.out / "model").named_parameters()}
+
+
+def assert_same_bytes(one: Job, other: Job) -> None:
+    for path in sorted((one.out / "model").rglob("*.safetensors")):
+        assert path.read_bytes() == (other.out / path.relative_to(one.out)).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["dual", "cross"])
+def test_two_workers_equal_one_with_dropout(
+    workers: Workers, data: TrainingData, tmp_path: Path, kind: str
+) -> None:
+    weights = data.dual(dropout=0.1) if kind == "dual" else data.cross(dropout=0.1)
+    one, two = (
+        data.job(kind, tmp_path / name, weights, dev=data.dev(), learning_rate=1e-4)
+        for name in ("one", "two")
+    )
+    result = train(one)
+    assert [result] * 2 == workers.run(2, train, two)
+    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+    torch.testing.assert_close(left(one), left(two), rtol=0, atol=1e-5)
+    start = read_log(two)[0]["start"]
+    assert (start["workers"], start["steps"]) == (2, result.steps)
+
+
+def test_grad_cache_gives_the_same_bytes_with_dropout(data: TrainingData, tmp_path: Path) -> None:
+    weights = data.dual(dropout=0.1)
+    cached, kept = (
+        data.job("dual", tmp_path / str(cache), weights, grad_cache=cache)
+        for cache in (True, False)
+    )
+    train(cached)
+    train(kept)
+    assert losses(cached) == losses(kept)
+    assert_same_bytes(cached, kept)
+
+
+def test_it_learns(data: TrainingData, tmp_path: Path) -> None:
+    weights = data.dual(dropout=0.0, towers="one", similarity="cosine", temperature=0.05)
+    job = data.job("dual", tmp_path, weights, epochs=10, learning_rate=3e-3, dev=data.dev())
+    result = train(job)
+    assert losses(job)[-1] < losses(job)[0] / 3
+    assert result.dev_mrr is not None
+    assert result.dev_mrr > 0.8
+
+
+def test_result_and_log_say_what_happened(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job(
+        "dual", tmp_path, data.dual(dropout=0.1), epochs=3, evaluations=2, dev=data.dev()
+    )
+    seen: list[tuple[int, int, float]] = []
+    result = train(job, on_step=lambda *step: seen.append(step))
+    assert (result.steps, result.rows, result.skipped) == (6, 20, 0)
+    assert result.negatives_per_query == 10 * WIDTH - 1
+    assert [step for step, _ in result.history] == [3, 6]
+    assert (result.best_step, result.dev_mrr) == max(result.history, key=lambda entry: entry[1])
+    lines = read_log(job)
+    assert lines[0] == {
+        "start": {
+            "from_step": 0,
+            "steps": 6,
+            "rows": 20,
+            "global_batch": 10,
+            "workers": 1,
+            "negatives_per_query": 29,
+        }
+    }
+    assert [line["step"] for line in lines[1:]] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert seen == [(line["step"], 6, line["loss"]) for line in lines if "loss" in line]
+    assert lines[1].keys() == {
+        "step", "epoch", "loss", "learning_rate", "gradient_norm", "masked",
+        "queries_per_s", "tokens_per_s", "seconds",
+    }  # fmt: skip
+    assert lines[4] == {"step": 3, "dev_mrr@10": result.history[0][1]}
+    assert lines[2]["epoch"] == 1.0
+
+
+def test_dev_mrr_equals_a_slow_one(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1), dev=data.dev())
+    result = train(job)
+    model, dev, feed = DualEncoder.open(tmp_path / "model"), data.dev(), Trainer(job, CPU).feed
+    assert dev.pool is not None
+    pool = np.sort(dev.pool)
+    with torch.no_grad():
+        q_QD = model.embed_queries(feed.assembler.queries(feed.queries, dev.queries, 16))
+        p_PD = model.embed_passages(feed.assembler.passages(feed.passages, pool, 32))
+    found = []
+    for scores, relevant in zip((q_QD @ p_PD.T).tolist(), dev.relevant, strict=True):
+        ranked = sorted(range(len(pool)), key=lambda place: -scores[place])
+        ranks = [rank for rank, place in enumerate(ranked, 1) if pool[place] in relevant]
+        found.append(1 / ranks[0] if ranks[0] <= 10 else 0)
+    assert result.dev_mrr == pytest.approx(np.mean(found))
+
+
+def test_the_best_on_dev_is_left_and_the_earliest_of_equals(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    seen = []
+
+    def scripted(model: DualEncoder, *_: Any) -> float:
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return [0.2, 0.5, 0.5, 0.1][len(seen) - 1]
+
+    weights = data.dual(dropout=0.1)
+    job = data.job("dual", tmp_path, weights, epochs=4, evaluations=4, dev=data.dev())
+    with mock.patch.object(trainer, "dual_mrr", scripted):
+        result = train(job)
+    assert result.history == [(2, 0.2), (4, 0.5), (6, 0.5), (8, 0.1)]
+    assert (result.best_step, result.dev_mrr) == (4, 0.5)
+    torch.testing.assert_close(left(job), seen[1], rtol=0, atol=0)
+
+
+def test_without_dev_the_last_is_left(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1))
+    result = train(job)
+    assert (result.best_step, result.dev_mrr, result.history) == (4, None, [])
+    last = checkpoints.newest(tmp_path / "checkpoints")
+    assert last is not None
+    torch.testing.assert_close(left(job), last.tensors("model"), rtol=0, atol=0)
+
+
+def test_the_callers_random_state_is_his(data: TrainingData, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(data.job("dual", tmp_path, data.dual(dropout=0.1), epochs=0.5))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# -------------------------------------------------------------------------------- stop and go on
+
+
+class Interrupt(Exception):
+    pass
+
+
+def train_until(job: Job, stop: int) -> None:
+    def on_step(step: int, *_: Any) -> None:
+        if step == stop:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        train(job, on_step=on_step)
+
+
+def stop_and_go_on(job: Job) -> Any:
+    train_until(job, 5)
+    return train(job)
+
+
+def without_times(job: Job) -> list[dict[str, Any]]:
+    times = ("queries_per_s", "tokens_per_s", "seconds")
+    lines = [line for line in read_log(job) if "start" not in line]
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("kind", ["dual", "cross"])
+def test_a_stopped_run_ends_in_the_same_bytes(
+    workers: Workers, data: TrainingData, tmp_path: Path, kind: str, world: int
+) -> None:
+    weights = data.dual(dropout=0.1) if kind == "dual" else data.cross(dropout=0.1)
+    whole, stopped = (
+        data.job(
+            kind, tmp_path / name, weights, epochs=4 if kind == "dual" else 4 / WIDTH,
+            checkpoint_every=2, evaluations=8, dev=data.dev(), weight_decay=0.01,
+        )  # fmt: skip
+        for name in ("whole", "stopped")
+    )
+    if world == 1:
+        results = [train(whole), stop_and_go_on(stopped)]
+    else:
+        results = workers.run(2, train, whole) + workers.run(2, stop_and_go_on, stopped)
+    assert results == results[:1] * len(results)
+    assert results[0].steps == 8
+    assert_same_bytes(whole, stopped)
+    assert without_times(whole) == without_times(stopped)
+    starts = [line["start"]["from_step"] for line in read_log(stopped) if "start" in line]
+    assert starts == [0, 4]
+
+
+def test_a_finished_run_called_again_changes_nothing(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1), dev=data.dev())
+    first = train(job)
+    weights = left(job)
+    assert train(job) == first
+    torch.testing.assert_close(left(job), weights, rtol=0, atol=0)
+    assert len(losses(job)) == first.steps
+
+
+def test_a_corrupt_checkpoint_costs_steps_and_not_the_result(
+    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = data.dual(dropout=0.1)
+    whole, stopped = (
+        data.job("dual", tmp_path / name, weights, epochs=4, checkpoint_every=2)
+        for name in ("whole", "stopped")
+    )
+    train(whole)
+    train_until(stopped, 5)
+    broken = stopped.out / "checkpoints" / "step-00000004" / "optimizer.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-4])
+    train(stopped)
+    assert str(broken) in caplog.text
+    assert_same_bytes(whole, stopped)
+
+
+def test_a_stop_before_the_first_checkpoint_starts_the_log_anew(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1))
+    train_until(job, 1)
+    assert job.log_path is not None
+    with job.log_path.open("a") as file:
+        file.write('{"step": 2, "lo')  # Torn by a kill.
+    train(job)
+    assert len(losses(job)) == 4
+
+
+def test_lost_best_weights_stop_the_run(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1), dev=data.dev())
+    best = train(job).best_step
+    (tmp_path / "best" / f"step-{best:08d}" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"lost the weights of step {best}"):
+        train(job)
+
+
+# --------------------------------------------------------------------------------- no numbers
+
+
+def poisoned(data: TrainingData, token: str | None) -> Path:
+    """Initial weights in which one word, or every word, is NaN."""
+    path = data.folder / f"poisoned-{token}"
+    model = DualEncoder.open(data.dual(dropout=0.0))
+    words = json.loads((data.base / "tokenizer.json").read_text())["model"]["vocab"]
+    with torch.no_grad():
+        table = model.passage.get_input_embeddings().weight
+        table[words[token] if token else slice(None)] = torch.nan
+    model.save(path)
+    return path
+
+
+def examples_with(data: TrainingData, passage: int) -> set[int]:
+    rows = steps.Examples.open(data.examples).passages_NS
+    return {int(example) for example in np.flatnonzero((rows == passage).any(axis=1))}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_step_without_numbers_is_dropped_by_all_and_its_rows_are_named(
+    workers: Workers, data: TrainingData, tmp_path: Path, world: int
+) -> None:
+    settings: dict[str, Any] = {"epochs": 4, "global_batch": 2, "micro_shard": 1}
+    job = data.job("dual", tmp_path, poisoned(data, "poison"), **settings)
+    result = train(job) if world == 1 else workers.run(2, train, job)[1]
+    guilty = examples_with(data, 7)
+    order = Trainer(job, CPU).order
+    expected = {
+        step + 1: sorted(guilty.intersection(order.batch(step).tolist()))
+        for step in range(result.steps)
+        if guilty.intersection(order.batch(step).tolist())
+    }
+    dropped = {line["step"]: line["rows"] for line in read_log(job) if "skipped" in line}
+    assert dropped == expected
+    assert 0 < len(dropped) == result.skipped < result.steps
+    changed = left(job)["passage.encoder.layer.0.output.dense.weight"]
+    assert changed.isfinite().all()
+
+
+def test_five_steps_in_a_row_without_numbers_are_an_error(
+    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = data.job("dual", tmp_path, poisoned(data, None), epochs=4)
+    with pytest.raises(UserError, match=r"5 steps in a row .* Lower learning_rate \(0.001\)"):
+        train(job)
+    assert len(caplog.records) == 5
+
+
+# ---------------------------------------------------------------------------------- small pieces
+
+
+def job_with(tmp_path: Path, **settings: Any) -> Job:
+    paths = dict.fromkeys(("weights", "examples", "query_tokens", "passage_tokens"), tmp_path)
+    return Job(kind="dual", out=tmp_path, learning_rate=1.0, **paths, **settings)
+
+
+def test_linear_schedule(tmp_path: Path) -> None:
+    job = job_with(tmp_path, warmup=0.2)
+    rates = [schedule(job, step, 10) for step in range(10)]
+    assert rates == [1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+
+
+def test_constant_schedule(tmp_path: Path) -> None:
+    job = job_with(tmp_path, warmup=0.25, schedule="constant")
+    assert [schedule(job, step, 8) for step in range(8)] == [1 / 2] + [1] * 7
+    flat = job_with(tmp_path, warmup=0.0, schedule="constant")
+    assert [schedule(flat, step, 3) for step in range(3)] == [1, 1, 1]
+
+
+def test_evaluation_steps() -> None:
+    assert evaluation_steps(10, 1) == {10}
+    assert evaluation_steps(10, 4) == {2, 5, 8, 10}
+    assert evaluation_steps(3, 0) == {3}
+    assert evaluation_steps(2, 5) == {1, 2}
+
+
+def test_negatives_per_query(data: TrainingData, tmp_path: Path) -> None:
+    weights = data.dual(dropout=0.1)
+    count = Trainer(data.job("dual", tmp_path, weights, in_batch=4), CPU)._result()
+    assert count.negatives_per_query == 4 * WIDTH - 1
+    cross = Trainer(data.job("cross", tmp_path, data.cross(dropout=0.1)), CPU)._result()
+    assert (cross.negatives_per_query, cross.rows) == (NEGATIVES, 20 * WIDTH)
+
+
+def test_clipping_scales_and_decay_spares_vectors(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1), clip=0.5, weight_decay=0.1)
+    run = Trainer(job, CPU)
+    decay, spared = run.optimizer.param_groups
+    assert (decay["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in spared["params"])
+    _, _, norm, _ = run.gradient_of(0)
+    before = run.gradient.values.clone()
+    run._update(1e-3, norm)
+    assert norm > 0.5
+    torch.testing.assert_close(run.gradient.values, before * (0.5 / norm))
+    assert math.isclose(run.gradient.values.norm(), 0.5, rel_tol=1e-5)
+
+
+def test_examples_need_equal_numbers_of_negatives(data: TrainingData) -> None:
+    table = mock.Mock()
+    table.read.return_value = __import__("pyarrow").table(
+        {"query": [1, 2], "positive": [1, 2], "negatives": [[1], [1, 2]]}
+    )
+    with (
+        mock.patch.object(steps.Version, "open", return_value=table),
+        pytest.raises(ValueError, match=r"same number of negatives: \[1, 2\]"),
+    ):
+        steps.Examples.open("somewhere")
