@@ -54,7 +54,12 @@ def word_pattern() -> re.Pattern[str]:
 
 def characters(categories: str) -> str:
     """All characters whose general category starts with one of these letters, as regex ranges."""
-    inside = [unicodedata.category(chr(code))[0] in categories for code in range(sys.maxunicode + 1)]
-    starts = [code for code, now in enumerate(inside) if now and not (code and inside[code - 1])]
-    ends = [code for code, now in enumerate(inside) if now and not (inside[code + 1 : code + 2] or [0])[0]]
-    return "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in zip(starts, ends, strict=True))
+    ranges: list[list[int]] = []
+    for code in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(code))[0] not in categories:
+            continue
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)

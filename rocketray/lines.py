@@ -1,9 +1,9 @@
 """Text files, line by line, and errors that name the line.
 
 Data people bring is read here and nowhere else, so that everybody agrees on what a line is:
-a line ends at `\\n` and at nothing else (U+2028 is text), a `\\r` before it belongs to the line end,
-a byte-order mark opens the file without belonging to it, a blank line is no row, and `.gz` is read
-through. Lines are numbered from 1, blank ones included, as an editor numbers them.
+a line ends at `\\n` and at nothing else (U+2028 is text), a `\\r` before it is part of the line's
+end, a byte-order mark opens the file without belonging to it, a blank line is no row, and `.gz` is
+read through. Lines are numbered from 1, blank ones included, as an editor numbers them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Judgement(NamedTuple):
 def open_bytes(path: Path) -> BinaryIO:
     """The file's bytes, decompressed when its name ends in `.gz`."""
     if path.suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(gzip.open(path, "rb")))  # type: ignore[arg-type]
+        return cast(BinaryIO, io.BufferedReader(gzip.open(path, "rb")))
     return path.open("rb")
 
 
@@ -76,10 +76,11 @@ def damaged_gzip(path: Path, error: Exception) -> UserError:
 
 
 def judgements(path: Path) -> Iterator[Judgement]:
-    """A qrels file, streamed: `qid pid relevance` (BEIR), `qid 0 pid relevance` (TREC) or `qid pid`.
+    """A qrels file, streamed.
 
-    A first line of column names is skipped. Columns are parted by tabs, or by spaces where the
-    line has no tab. Two columns mean relevance 1.
+    A line is `qid pid relevance` (BEIR), `qid 0 pid relevance` (TREC) or `qid pid`, which means
+    relevance 1. Columns are parted by tabs, or by spaces where the line has no tab. A first line of
+    column names is skipped.
     """
     for number, line in text_lines(path):
         cells = line.split("\t") if "\t" in line else line.split()

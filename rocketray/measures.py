@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import ir_measures
 import numpy as np
@@ -54,9 +54,9 @@ class Comparison(NamedTuple):
     queries: int
 
 
-Run = pa.Table | Mapping[str, Hits]
+Run: TypeAlias = pa.Table | Mapping[str, Hits]
 """RUN, measured in its own order; or `read_run`, measured in trec_eval's."""
-Qrels = pa.Table | Mapping[str, Mapping[str, int]]
+Qrels: TypeAlias = pa.Table | Mapping[str, Mapping[str, int]]
 """QRELS, or `read_qrels_file`. Row numbers go with row numbers, ids with ids."""
 
 
@@ -124,7 +124,8 @@ def by_query(qrels: Qrels) -> dict[Any, dict[str, int]]:
         }
     require(qrels, QRELS.names, "measures")
     judged: dict[int, dict[str, int]] = {}
-    for query, passage, relevance in zip(*(qrels[name].to_pylist() for name in QRELS.names), strict=True):
+    columns = (qrels[name].to_pylist() for name in QRELS.names)
+    for query, passage, relevance in zip(*columns, strict=True):
         judged.setdefault(query, {})[str(passage)] = max(0, relevance)
     return {query: judged[query] for query in sorted(judged)}
 
@@ -287,9 +288,7 @@ def write_run(
         attempt.unlink(missing_ok=True)
 
 
-def run_lines(
-    qid: str, pids: Sequence[str], scores: Sequence[float], tag: str
-) -> Iterator[str]:
+def run_lines(qid: str, pids: Sequence[str], scores: Sequence[float], tag: str) -> Iterator[str]:
     """One query's lines."""
     for rank, (pid, score) in enumerate(zip(pids, exactly(scores), strict=True), start=1):
         if not {"\t", "\n", "\r"}.isdisjoint(qid + pid):

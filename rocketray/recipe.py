@@ -180,6 +180,8 @@ class Evaluate(Model):
     """Passages retrieved per test question."""
     rerank: Count = 50
     """The cross-encoder reorders this many of them; 0 leaves that row out of the table."""
+    trec_depth: Positive = 100
+    """Passages per test question in the files `runs/*.trec`."""
     bm25: bool = True
     """Add a BM25 row (k1 0.9, b 0.4)."""
     dev_queries: Positive = 500

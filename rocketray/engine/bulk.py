@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rocketray.artifacts import Draft, Made, commit_block
+from rocketray.engine.cluster import connect, cpus, has_gpus
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
@@ -119,12 +120,10 @@ def _on_ray(
 ) -> Iterator[Receipt]:
     if not work:
         return
+    connect(cluster)
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    from rocketray.engine.cluster import connect, cpus, has_gpus
-
-    connect(cluster)
     _quiet_ray_data()
     use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
     actors = min(cluster.bulk.actors or cpus(), len(work))

@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from pathlib import Path
-
-import ray
 
 from rocketray.recipe import Cluster
 
 
 def connect(cluster: Cluster) -> None:
     """Join the job's or the named cluster, or start Ray on this machine. Twice is once."""
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _prepare_environment()
+    import ray  # Only now: Ray reads its environment when it is imported.
+
     if ray.is_initialized():
         return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
-    _prepare_environment()
     # Ray counts logical CPUs: a pool larger than the machine must start all the same, or it
     # waits for ever (an actor pool holds its CPUs for the whole stage).
     wanted = max(os.cpu_count() or 1, cluster.train.workers, cluster.bulk.actors or 0)
@@ -36,17 +38,19 @@ def connect(cluster: Cluster) -> None:
 
 
 def _prepare_environment() -> None:
-    """What the processes of a local cluster inherit. Ray's own start, so before `ray.init`."""
+    """What this process's Ray, and the processes of a local cluster, find when they start."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        # A token of this run alone: Ray would otherwise leave a readable one in the home folder.
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray Train polls its workers; at its default of 2 s every start and end costs that much.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
         "TOKENIZERS_PARALLELISM": "false",
+        # Ray Data starts every actor in a way its own backend then warns about, on stderr.
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        # A token of this run alone: Ray would otherwise leave a readable one in the home folder.
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # faiss-cpu's OpenBLAS does not know recent processors and falls back to SSE, four times
     # slower; naming the AVX-512 core is safe where the processor has it.
     if "avx512f" in _cpu_flags():
@@ -62,8 +66,12 @@ def _cpu_flags() -> str:
 
 def cpus() -> int:
     """CPUs of the connected cluster."""
+    import ray
+
     return int(ray.cluster_resources().get("CPU", 1))
 
 
 def has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rocketray.engine.cluster import connect, cpus, has_gpus
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job, Result, train
 from rocketray.recipe import Cluster
@@ -25,8 +26,6 @@ def fit(job: Job, cluster: Cluster) -> Result:
     workers = cluster.train.workers
     if workers == 0:
         return train(replace(job, threads=cluster.train.threads))
-    from rocketray.engine.cluster import connect, cpus, has_gpus
-
     connect(cluster)
     use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
     threads = cluster.train.threads or max(1, (os.cpu_count() or 1) // workers)

@@ -71,9 +71,8 @@ def open_dataset(
     if not data.is_dir():
         raise UserError(f"{data}: {'not a folder' if data.exists() else 'no such folder'}.")
     extra = [unlabelled_source(unlabelled)] if unlabelled else []
-    for layout in (beir, msmarco):
-        if found := layout.locate(data, train_required):
-            return replace(found, unlabelled=extra)
+    if found := beir.locate(data, train_required) or msmarco.locate(data, train_required):
+        return replace(found, unlabelled=extra)
     raise UserError(
         f"{data}: no data set here. Looked for {beir.CORPUS} (BEIR) and "
         f"{' or '.join(msmarco.CORPUS)} (MS MARCO), also as .gz; found {present(data)}."

@@ -49,8 +49,8 @@ def parse(line: str) -> Record:
     places = [row.get("answers")]
     if isinstance(metadata, dict):
         places += [metadata.get("answers"), metadata.get("answer")]
-    answers = next((value for value in places if value is not None), [])
-    return record | {"answers": answers}
+    record["answers"] = next((value for value in places if value is not None), [])
+    return record
 
 
 def json_object(line: str) -> dict[str, Any]:

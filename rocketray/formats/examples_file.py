@@ -141,7 +141,8 @@ def write_examples(path: Path, folder: Path) -> int:
             for name in names
         )
         qrels.write("query-id\tcorpus-id\tscore\n")
-        for count, (line, query, positive, negatives) in enumerate(open_examples(path), start=1):
+        for line, query, positive, negatives in open_examples(path):
+            count += 1
             qid = once(queries, seen, text=query)
             pids = [once(corpus, seen, **text._asdict()) for text in (positive, *negatives)]
             if (pair := f"{qid}\t{pids[0]}") not in seen:

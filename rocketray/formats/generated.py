@@ -80,9 +80,7 @@ def write_generated(
     return {"passages": len(corpus), **sizes}
 
 
-def ordinary(
-    count: int, draw: random.Random
-) -> tuple[list[Row], list[list[str]], list[list[str]]]:
+def ordinary(count: int, draw: random.Random) -> tuple[list[Row], list[list[str]], list[list[str]]]:
     """Passages, and for each its key words and its topic's words."""
     vocabulary = words()
     draw.shuffle(vocabulary)

@@ -34,16 +34,48 @@ SKIPPED = re.compile(
     r"|transformers\.models)(\.|$)"
 )
 FAVOURITES = frozenset(
-    "torch torch.Tensor torch.nn torch.nn.functional torch.nn.utils torch.nn.utils.rnn torch.nn.init"
-    " torch.optim torch.linalg torch.utils.data numpy numpy.linalg numpy.random numpy.char"
-    " pandas pandas.DataFrame pandas.Series pandas.Index ray ray.data ray.data.Dataset ray.train"
-    " ray.tune".split()
+    [
+        "torch",
+        "torch.Tensor",
+        "torch.nn",
+        "torch.nn.functional",
+        "torch.nn.utils",
+        "torch.nn.utils.rnn",
+        "torch.nn.init",
+        "torch.optim",
+        "torch.linalg",
+        "torch.utils.data",
+        "numpy",
+        "numpy.linalg",
+        "numpy.random",
+        "numpy.char",
+        "pandas",
+        "pandas.DataFrame",
+        "pandas.Series",
+        "pandas.Index",
+        "ray",
+        "ray.data",
+        "ray.data.Dataset",
+        "ray.train",
+        "ray.tune",
+    ]
 )
 """What people know: their members come before everything else when the corpus is limited."""
 SHOWN = frozenset(
-    "torch.nn.functional.pad torch.nn.utils.rnn.pad_sequence torch.nn.ConstantPad1d numpy.pad"
-    " torch.nn.utils.rnn.pad_packed_sequence torch.nn.ZeroPad2d torch.cat torch.reshape"
-    " numpy.concatenate pandas.merge pandas.DataFrame.merge pandas.DataFrame.dropna".split()
+    [
+        "torch.nn.functional.pad",
+        "torch.nn.utils.rnn.pad_sequence",
+        "torch.nn.ConstantPad1d",
+        "numpy.pad",
+        "torch.nn.utils.rnn.pad_packed_sequence",
+        "torch.nn.ZeroPad2d",
+        "torch.cat",
+        "torch.reshape",
+        "numpy.concatenate",
+        "pandas.merge",
+        "pandas.DataFrame.merge",
+        "pandas.DataFrame.dropna",
+    ]
 )
 """What the documentation asks for; always kept."""
 SHORTEST_PASSAGE = 80
@@ -53,7 +85,9 @@ WORDS = range(2, 41)
 PROMPT = re.compile(r"^(>>>|\.\.\.|\$ |```)")
 UNDERLINE = re.compile(r"^\s*[-=~^*]{3,}\s*$")
 FIELD = re.compile(r"^(:\w+|@\w+|\w+\s*:$|\w+ : |[-*] |\d+\. |\|)")
-POINTER = re.compile(r"^(see |alias |refer to |same as |deprecated|in-place version|out-of-place)", re.I)
+POINTER = re.compile(
+    r"^(see |alias |refer to |same as |deprecated|in-place version|out-of-place)", re.I
+)
 ROLE = re.compile(r":[\w:+]+:`~?!?([^`<]*?)(?:\s*<[^`>]*>)?`")
 QUOTED = re.compile(r"``?([^`\n]+)``?")
 PLACEHOLDER = re.compile(r"^[ \t]*\{\w+\}[ \t]*\n?", re.M)
@@ -134,7 +168,9 @@ class Reader:
             case ast.ClassDef():
                 found.docs[node.name] = docstring(node)
                 found.methods[node.name] = methods(node)
-                found.bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                found.bases[node.name] = [
+                    base.id for base in node.bases if isinstance(base, ast.Name)
+                ]
             case ast.ImportFrom():
                 self.take_import(node, name, found)
             case ast.Assign(targets=[ast.Name(id="__all__")]):
@@ -171,7 +207,9 @@ class Reader:
                 self.attached[place, last] = doc
             case [ast.Constant(value=last), text] if function == "add_docstr_all":
                 self.attached["torch.Tensor", str(last)] = literal(text) or ""
-            case [ast.Constant(value=place), ast.Constant(value=last), text] if function == "add_newdoc":
+            case [ast.Constant(value=place), ast.Constant(value=last), text] if (
+                function == "add_newdoc"
+            ):
                 self.take_newdoc(str(place), str(last), text)
 
     def take_newdoc(self, place: str, last: str, text: ast.expr) -> None:
@@ -195,9 +233,9 @@ class Reader:
                 return found
         for star in here.stars:
             offered = self.module(star).exports
-            if not name.startswith("_") and (offered is None or name in offered):
-                if found := self.resolve(star, name, depth + 1):
-                    return found
+            hidden = name.startswith("_") if offered is None else name not in offered
+            if not hidden and (found := self.resolve(star, name, depth + 1)):
+                return found
         return None
 
     def offered(self, module: str, depth: int = 0) -> set[str]:
@@ -223,7 +261,12 @@ class Reader:
             members = attributes.get(f"{module}.{name}", {}) | here.methods.get(name, {})
             for member, doc in members.items():
                 found.setdefault(f"{heirs.get((module, name), home)}.{member}", doc)
-        return {name: doc for name, doc in found.items() if doc and is_public(name)}
+        top = self.name + "."
+        return {
+            name: doc
+            for name, doc in found.items()
+            if doc and name.startswith(top) and is_public(name)
+        }
 
     def homes(self) -> dict[Definition, str]:
         """Each definition's public name: the shortest path that offers it."""
@@ -271,7 +314,7 @@ def statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 def methods(node: ast.ClassDef) -> dict[str, str]:
     """A class's public methods and properties with their docstrings."""
-    found = {}
+    found: dict[str, str] = {}
     for item in statements(node.body):
         if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name[0] != "_":
             found[item.name] = found.get(item.name) or docstring(item)
@@ -281,7 +324,9 @@ def methods(node: ast.ClassDef) -> dict[str, str]:
 def take_assigned(target: ast.expr, value: ast.expr, found: Module) -> None:
     """`conv1d = _add_docstr(torch.conv1d, "...")` and `pad.__doc__ = "..."`."""
     match target, value:
-        case ast.Name(id=name), ast.Call(args=[_, text]) if dotted(value.func).endswith("add_docstr"):
+        case ast.Name(id=name), ast.Call(args=[_, text]) if dotted(value.func).endswith(
+            "add_docstr"
+        ):
             found.docs[name] = literal(text) or ""
         case ast.Attribute(value=ast.Name(id=name), attr="__doc__"), _ if name in found.docs:
             found.docs[name] = literal(value) or found.docs[name]
@@ -354,12 +399,12 @@ def reader(name: str) -> Reader | None:
 
 def split(doc: str) -> tuple[str, str]:
     """(question, rest) of a docstring; the question is "" where the first prose makes none."""
-    lines = plain(inspect.cleandoc(doc)).split("\n")
+    lines = plain(inspect.cleandoc(speakable(doc))).split("\n")
     head = prose_starts(lines)
     end = head
     while end < len(lines) and is_prose(lines, end):
         end += 1
-    paragraph = " ".join(line.strip() for line in lines[head:end])
+    paragraph = " ".join(" ".join(lines[head:end]).split())
     sentence = found[1] if (found := SENTENCE.match(paragraph)) else paragraph
     after = paragraph[len(sentence) :].strip()
     signature = " ".join(line.strip() for line in lines[:head] if is_signature(line))
@@ -368,6 +413,11 @@ def split(doc: str) -> tuple[str, str]:
     if not is_question(sentence):
         return "", "\n".join([sentence, rest]).strip()
     return sentence, rest if after or any(map(str.strip, lines[end:])) else ""
+
+
+def speakable(doc: str) -> str:
+    """Without NUL and lone surrogates, which docstrings about characters hold and no file may."""
+    return doc.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def plain(doc: str) -> str:
@@ -516,10 +566,8 @@ def ranks(seed: int, packages: Sequence[str]) -> Callable[[str], tuple[int, int,
 
     def rank(name: str) -> tuple[int, int, int, str]:
         depth = name.count(".")
-        if name in SHOWN:
-            tier = 0
-        else:
-            tier = 1 if name.rpartition(".")[0] in FAVOURITES else 1 + depth
+        known = 1 if name.rpartition(".")[0] in FAVOURITES else 1 + depth
+        tier = 0 if name in SHOWN else known
         return tier, packages.index(name.split(".")[0]) // 3, hash64(f"{seed}\t{name}"), name
 
     return rank

@@ -191,7 +191,7 @@ def decompressed(path: Path, scratch: Path) -> Path:
 
 
 def indexed(path: Path, scratch: Path) -> Titles:
-    """Index a titles file by id: 16 bytes a title, so the join by id needs neither memory nor order.
+    """Index a titles file by id: 16 bytes a title, so the join needs neither memory nor order.
 
     The alternative, trusting both files to be in the same order, is a join by line position.
     """

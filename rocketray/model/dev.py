@@ -75,7 +75,7 @@ def cross_mrr(model: CrossEncoder, feed: Feed, dev: Dev) -> float:
         batch = assembler.pairs(
             feed.queries, queries[pairs], feed.passages, passages[pairs], length
         )
-        return model.ce_scores(feed.place(batch))
+        return feed.through(model.ce_scores, batch)
 
     lengths = assembler.pair_lengths(feed.queries, queries, feed.passages, passages, length)
     like = next(model.parameters())
@@ -110,7 +110,7 @@ def _queries(model: DualEncoder, feed: Feed, rows: np.ndarray) -> torch.Tensor:
 
     def embed(places: np.ndarray) -> torch.Tensor:
         batch = feed.assembler.queries(feed.queries, rows[places], limit, prompt)
-        return model.embed_queries(feed.place(batch))
+        return feed.through(model.embed_queries, batch)
 
     return _embeddings(model, feed, lengths, embed)
 
@@ -121,7 +121,7 @@ def _passages(model: DualEncoder, feed: Feed, rows: np.ndarray) -> torch.Tensor:
 
     def embed(places: np.ndarray) -> torch.Tensor:
         batch = feed.assembler.passages(feed.passages, rows[places], limit, prompt)
-        return model.embed_passages(feed.place(batch))
+        return feed.through(model.embed_passages, batch)
 
     return _embeddings(model, feed, lengths, embed)
 

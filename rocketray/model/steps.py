@@ -9,7 +9,7 @@ the parameters' `.grad`; summed over workers it is the gradient of the global me
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,20 +54,31 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Feed:
-    """Where token batches come from, and where they go."""
+    """Where token batches come from, and how they go through a model."""
 
     assembler: Assembler
     queries: TokenStore
     passages: TokenStore
     device: torch.device
+    bfloat16: bool
 
     @classmethod
-    def open(cls, tokenizer: Path, queries: Path, passages: Path, device: torch.device) -> Feed:
+    def open(
+        cls, tokenizer: Path, queries: Path, passages: Path, device: torch.device, *, bfloat16: bool
+    ) -> Feed:
         assembler = Assembler(Tokenizer(tokenizer))
-        return cls(assembler, TokenStore(queries), TokenStore(passages), device)
+        return cls(assembler, TokenStore(queries), TokenStore(passages), device, bfloat16)
 
-    def place(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+    def through(self, forward: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+        """The model's answer. Autocast ends here: losses and scores stay float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return forward({name: self._place(tensor) for name, tensor in batch.items()})
+
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        # From pinned memory the copy does not wait for the kernels before it.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +145,16 @@ class DualStep:
             self.examples.queries_N[examples_R], columns_G, self.known, groups_R
         )
         shares = Shares(len(examples_R), self.micro_shard)
-        batches = {shard.number: self._batches(examples_R, shard) for shard in shares.mine}
+        batches: dict[int, tuple[Batch, Batch]] = {}
 
         def forward(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
-            torch.manual_seed(shard.seed(self.seed, step))
+            # Assembled one by one, so that a GPU works on a shard while the next is prepared.
+            if shard.number not in batches:
+                batches[shard.number] = self._batches(examples_R, shard)
             queries, passages = batches[shard.number]
-            return self.model.embed_queries(queries), self.model.embed_passages(passages)
+            torch.manual_seed(shard.seed(self.seed, step))
+            q_BD = self.feed.through(self.model.embed_queries, queries)
+            return q_BD, self.feed.through(self.model.embed_passages, passages)
 
         cache = GradCache(forward, shares.mine, self._empty(), recompute=self.grad_cache)
         loss = self._loss(cache, shares, masks) / len(examples_R)
@@ -174,7 +189,7 @@ class DualStep:
         passages = feed.assembler.passages(
             feed.passages, passages_B, model.passage_length, model.passage_prompt
         )
-        return feed.place(queries), feed.place(passages)
+        return queries, passages
 
     def _lengths(self, examples_R: np.ndarray) -> np.ndarray:
         """The longest passage of each row: passages are where the time goes."""
@@ -223,7 +238,7 @@ class CrossStep:
             batch = self._batch(queries_R[rows], passages_R[rows])
             labels_B = torch.from_numpy(places_R[rows] == 0).to(self.feed.device)
             torch.manual_seed(shard.seed(self.seed, step))
-            logits_B = self.model.logits(batch)
+            logits_B = self.feed.through(self.model.logits, batch)
             shard_loss = pointwise_loss(logits_B, labels_B) / len(pairs_R)
             shard_loss.backward()
             loss = loss + shard_loss.detach()
@@ -233,10 +248,9 @@ class CrossStep:
 
     def _batch(self, queries_B: np.ndarray, passages_B: np.ndarray) -> Batch:
         feed = self.feed
-        batch = feed.assembler.pairs(
+        return feed.assembler.pairs(
             feed.queries, queries_B, feed.passages, passages_B, self.model.length
         )
-        return feed.place(batch)
 
     def _lengths(self, queries_R: np.ndarray, passages_R: np.ndarray) -> np.ndarray:
         feed = self.feed

@@ -140,8 +140,10 @@ def train(
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    with torch.random.fork_rng():  # Shards seed the global generators; the caller keeps his.
-        return Trainer(job, torch.device(device) if device else _own_device()).run(on_step)
+    place = torch.device(device) if device else _own_device()
+    # Shards seed the global generators; the caller keeps his.
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        return Trainer(job, place).run(on_step)
 
 
 def schedule(job: Job, step: int, steps: int) -> float:
@@ -195,7 +197,10 @@ class Trainer:
         self.model: DualEncoder | CrossEncoder = open_model(job.weights)
         self.model.to(device, torch.float64 if job.precision == "float64" else torch.float32)
         folder = self.model.tokenizer_folder
-        self.feed = Feed.open(folder, job.query_tokens, job.passage_tokens, device)
+        bfloat16 = job.precision == "bfloat16"
+        self.feed = Feed.open(
+            folder, job.query_tokens, job.passage_tokens, device, bfloat16=bfloat16
+        )
         self.step_of = self._step_of(Examples.open(job.examples))
         self.order = Order(self.step_of.rows, job.global_batch, job.seed)
         self.steps = steps_of(self.step_of.rows, job.global_batch, job.epochs)
@@ -273,9 +278,7 @@ class Trainer:
         """
         self.model.train()
         self.gradient.buffer.zero_()
-        enabled = self.job.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            tally = self.step_of(step, self.order.batch(step))
+        tally = self.step_of(step, self.order.batch(step))
         return tally, *self.gradient.reduce(tally.loss, tally.tokens)
 
     def _update(self, rate: float, norm: float) -> None:
@@ -316,12 +319,10 @@ class Trainer:
         if self.job.dev is None:
             return
         self.model.eval()
-        enabled = self.job.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            if isinstance(self.model, CrossEncoder):
-                mrr = cross_mrr(self.model, self.feed, self.job.dev)
-            else:
-                mrr = dual_mrr(self.model, self.feed, self.job.dev)
+        if isinstance(self.model, CrossEncoder):
+            mrr = cross_mrr(self.model, self.feed, self.job.dev)
+        else:
+            mrr = dual_mrr(self.model, self.feed, self.job.dev)
         best = self.state.best
         self.state.history.append((step, mrr))
         self._log(step=step, **{"dev_mrr@10": mrr})
@@ -338,7 +339,8 @@ class Trainer:
                 "optimizer": _optimizer_tensors(self.model, self.optimizer),
             }
             folder = self.job.out / "checkpoints"
-            checkpoints.save(folder, step, tensors, asdict(self.state), keep=2)
+            state = {**asdict(self.state), "run": self._identity()}
+            checkpoints.save(folder, step, tensors, state, keep=2)
 
     def _resume(self) -> int:
         """Load the newest valid checkpoint and forget what came after it; returns its step."""
@@ -356,10 +358,15 @@ class Trainer:
         return done
 
     def _load(self, found: checkpoints.Checkpoint | None, folder: Path, step: int) -> None:
-        if found is None:
+        if self._anywhere(found is None) or found is None:
             raise UserError(
-                f"worker {self.rank} cannot read step {step} in {folder}, worker 0 can. The output"
+                f"Not every worker can read step {step} in {folder}, worker 0 can. The output"
                 " folder must be on storage that all workers share."
+            )
+        if found.state["run"] != self._identity():
+            raise UserError(
+                f"{folder} holds another run: {found.state['run']}; this is {self._identity()}."
+                " Give another output folder, or remove that one."
             )
         load_model(self.model, found.tensors("model"))
         _load_optimizer(self.model, self.optimizer, found.tensors("optimizer"))
@@ -367,19 +374,28 @@ class Trainer:
 
     def _leave_model(self) -> None:
         """Write `out/model`: the best weights on dev, or the last without dev."""
+        best = self.state.best if self.rank == 0 else None
+        found = checkpoints.at(self.job.out / "best", best[0]) if best else None
+        if self._anywhere(best is not None and found is None):
+            raise UserError(
+                f"{self.job.out / 'best'} lost the weights that are best on dev."
+                f" Remove {self.job.out} to train again."
+            )
+        if found:
+            load_model(self.model, found.tensors("model"))
         if self.rank == 0:
-            if best := self.state.best:
-                found = checkpoints.at(self.job.out / "best", best[0])
-                if found is None:
-                    raise UserError(
-                        f"{self.job.out / 'best'} lost the weights of step {best[0]}, the best on"
-                        f" dev. Remove {self.job.out} to train again."
-                    )
-                load_model(self.model, found.tensors("model"))
             _save_model(self.model, self.job.out / "model")
-        sum_over_workers(torch.zeros(1, device=self.device))  # Nobody leaves before it is there.
+        self._anywhere(False)  # Nobody leaves before it is there.
+
+    def _anywhere(self, fact: bool) -> bool:
+        """Whether it is so on any worker: all stop, instead of the rest waiting for one."""
+        return bool(sum_over_workers(torch.tensor([int(fact)], device=self.device)))
 
     # ---- what is told
+
+    def _identity(self) -> dict[str, int]:
+        """What tells one run from another in the same folder; stages are told by fingerprint."""
+        return {"steps": self.steps, "rows": self.step_of.rows, "seed": self.job.seed}
 
     def _facts(self) -> dict[str, int]:
         return {

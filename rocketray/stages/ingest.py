@@ -83,9 +83,7 @@ class IngestQueries:
         found = ingested(cut, self.row, schema.QUERIES)
         labelled = pa.array(np.isin(found.hashes, self.labelled))
         at = schema.QUERIES.get_field_index("labelled")
-        return found._replace(
-            table=found.table.set_column(at, schema.QUERIES.field(at), labelled)
-        )
+        return found._replace(table=found.table.set_column(at, schema.QUERIES.field(at), labelled))
 
     def row(self, record: Record, counts: Counter[str]) -> tuple[Any, ...]:
         text = string(record, "text", counts)
@@ -109,7 +107,8 @@ def ingested(
         except BadLine as error:
             problems.append(Problem(str(cut.source), line, str(error)))
     counts.update(rows=len(rows), problems=len(problems))
-    table = pa.table(list(zip(*rows, strict=True)) or [[] for _ in columns], schema=columns)
+    cells = zip(*rows, strict=True) if rows else iter([()] * len(columns))
+    table = pa.table([list(column) for column in cells], schema=columns)
     ids = [values[0] for values in rows]
     return Ingested(table, id_hashes(ids), problems[:PROBLEMS_KEPT], dict(counts))
 
@@ -117,7 +116,7 @@ def ingested(
 def string(record: Record, name: str, counts: Counter[str]) -> str:
     """A field that must be text. Lone surrogates (legal in JSON, not in UTF-8) are replaced."""
     if name not in record:
-        raise BadLine(f"`{name}` is missing; the line has {sorted(map(str, record))}.")
+        raise BadLine(f"`{name}` is missing. A row needs `_id` and `text`.")
     value = record[name]
     if not isinstance(value, str):
         raise BadLine(f"`{name}` must be a string, not {shown(value)}.")
@@ -208,7 +207,7 @@ class Ids:
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Row number of each id, -1 where there is none."""
-        wanted = id_hashes([surrogate_free(name) for name in ids])
+        wanted = id_hashes(ids)
         found = np.full(len(ids), -1, np.int64)
         at = np.searchsorted(self.hashes, wanted)
         open_ = np.arange(len(ids))
@@ -240,10 +239,6 @@ class Ids:
             if first.setdefault(name, row) != row:
                 pairs.append((first[name], row))
         return pairs
-
-
-def surrogate_free(name: str) -> str:
-    return SURROGATES.sub("\ufffd", name)
 
 
 def raise_problems(problems: Iterable[Problem], total: int | None = None) -> None:
@@ -297,7 +292,8 @@ def read_qrels(
     to `counts["merged"]`. UserErrors: unknown ids (one for all of them, with three examples), two
     relevances for one pair, no judgement at all. Relevance 0 and less stays: a person's "no".
     """
-    chunks, unknown, missing = [], 0, []
+    chunks: list[Judged] = []
+    unknown, missing = 0, list[str]()
     for chunk, rows in judged(path, queries, passages):
         bad = np.flatnonzero((chunk.query < 0) | (chunk.passage < 0))
         unknown += len(bad)
@@ -349,7 +345,8 @@ def merged(path: Path, rows: Judged, queries: Ids, passages: Ids) -> Rows:
             f"{rows.relevance[a]} in line {rows.line[a]} and {rows.relevance[b]} in line "
             f"{rows.line[b]}. Keep one."
         )
-    return order[np.concatenate([[True], ~again])]
+    kept: Rows = order[np.concatenate([[True], ~again])]
+    return kept
 
 
 def hide_labels(

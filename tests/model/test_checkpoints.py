@@ -50,9 +50,7 @@ def test_none_at_all(tmp_path: Path) -> None:
     assert checkpoints.at(tmp_path, 3) is None
 
 
-def test_a_changed_byte_is_found_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_changed_byte_is_found_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, 1)
     weights = save(tmp_path, 2) / "model.safetensors"
     expected = file_sha256(weights)

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -221,7 +222,13 @@ def test_two_workers_equal_one_with_dropout(
     result = train(one)
     assert [result] * 2 == workers.run(2, train, two)
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
-    torch.testing.assert_close(left(one), left(two), rtol=0, atol=1e-5)
+    # A key's bias shifts all scores of a softmax alike: its gradient is zero, and Adam makes
+    # steps out of what rounding leaves of it. It changes no output.
+    one_left, two_left = (
+        {name: p for name, p in left(job).items() if not name.endswith("key.bias")}
+        for job in (one, two)
+    )
+    torch.testing.assert_close(one_left, two_left, rtol=0, atol=1e-5)
     start = read_log(two)[0]["start"]
     assert (start["workers"], start["steps"]) == (2, result.steps)
 
@@ -365,8 +372,14 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     weights = data.dual(dropout=0.1) if kind == "dual" else data.cross(dropout=0.1)
     whole, stopped = (
         data.job(
-            kind, tmp_path / name, weights, epochs=4 if kind == "dual" else 4 / WIDTH,
-            checkpoint_every=2, evaluations=8, dev=data.dev(), weight_decay=0.01,
+            kind,
+            tmp_path / name,
+            weights,
+            epochs=4 if kind == "dual" else 4 / WIDTH,
+            checkpoint_every=2,
+            evaluations=8,
+            dev=data.dev(),
+            weight_decay=0.01,
         )  # fmt: skip
         for name in ("whole", "stopped")
     )
@@ -380,6 +393,35 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     assert without_times(whole) == without_times(stopped)
     starts = [line["start"]["from_step"] for line in read_log(stopped) if "start" in line]
     assert starts == [0, 4]
+
+
+def test_workers_may_change_in_between(
+    workers: Workers, data: TrainingData, tmp_path: Path
+) -> None:
+    whole, changed = (
+        data.job(
+            "dual",
+            tmp_path / name,
+            data.dual(dropout=0.1),
+            epochs=4,
+            checkpoint_every=2,
+            learning_rate=1e-4,
+        )  # fmt: skip
+        for name in ("whole", "changed")
+    )
+    train(whole)
+    train_until(changed, 5)
+    workers.run(3, train, changed)
+    assert losses(changed) == pytest.approx(losses(whole), rel=1e-5)
+    starts = [line["start"] for line in read_log(changed) if "start" in line]
+    assert [(s["from_step"], s["workers"]) for s in starts] == [(0, 1), (4, 3)]
+
+
+def test_another_runs_checkpoints_are_refused(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1))
+    train(job)
+    with pytest.raises(UserError, match=r"holds another run: .*'steps': 4.*; this is .*'steps': 2"):
+        train(replace(job, epochs=1))
 
 
 def test_a_finished_run_called_again_changes_nothing(data: TrainingData, tmp_path: Path) -> None:
@@ -424,7 +466,7 @@ def test_lost_best_weights_stop_the_run(data: TrainingData, tmp_path: Path) -> N
     job = data.job("dual", tmp_path, data.dual(dropout=0.1), dev=data.dev())
     best = train(job).best_step
     (tmp_path / "best" / f"step-{best:08d}" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=f"lost the weights of step {best}"):
+    with pytest.raises(UserError, match="lost the weights that are best on dev"):
         train(job)
 
 
@@ -520,7 +562,9 @@ def test_clipping_scales_and_decay_spares_vectors(data: TrainingData, tmp_path: 
     decay, spared = run.optimizer.param_groups
     assert (decay["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in run.model.named_parameters()}
-    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in spared["params"])
+    assert all(
+        names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in spared["params"]
+    )
     _, _, norm, _ = run.gradient_of(0)
     before = run.gradient.values.clone()
     run._update(1e-3, norm)
@@ -531,7 +575,7 @@ def test_clipping_scales_and_decay_spares_vectors(data: TrainingData, tmp_path: 
 
 def test_examples_need_equal_numbers_of_negatives(data: TrainingData) -> None:
     table = mock.Mock()
-    table.read.return_value = __import__("pyarrow").table(
+    table.read.return_value = pa.table(
         {"query": [1, 2], "positive": [1, 2], "negatives": [[1], [1, 2]]}
     )
     with (

@@ -86,7 +86,9 @@ class TrainingData:
 
 def _qrels() -> pa.Table:
     """Query i is also answered by passage i + 1; i + 2 was judged, and is no answer."""
-    rows = [(q, q + away, grade) for q in range(QUERIES) for away, grade in [(0, 2), (1, 1), (2, 0)]]
+    rows = [
+        (q, q + away, grade) for q in range(QUERIES) for away, grade in [(0, 2), (1, 1), (2, 0)]
+    ]
     return pa.table([pa.array(column) for column in zip(*rows, strict=True)], schema=QRELS)
 
 
