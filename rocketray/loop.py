@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rocketray import artifacts, pipeline
+from rocketray import artifacts, pipeline, results
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
 from rocketray.errors import UserError
@@ -46,6 +46,7 @@ def run(
             display.say(f"  note: {warning}")
         try:
             pipeline.run(flow, dataset)
+            results.conclude(flow)
         except Finished:
             display.say(f"Stopped after {until}, as asked. Without --until it goes on from here.")
         return flow

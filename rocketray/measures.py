@@ -97,7 +97,7 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> pd.DataFrame:
 
 def parse(name: str) -> Any:
     """A measure of ir-measures by our name or its own."""
-    ours = re.fullmatch(r"(\w+)@(\d+)", name)
+    ours = re.fullmatch(r"(\w+)@([1-9]\d*)", name)
     try:
         if ours and ours[1] in NAMES:
             return ir_measures.parse_measure(f"{NAMES[ours[1]]}@{int(ours[2])}")
@@ -314,5 +314,5 @@ def read_qrels_file(path: Path) -> dict[str, dict[str, int]]:
                 f"{relevance} here and {qrels[qid][pid]} before. Keep one."
             )
     if not qrels:
-        raise UserError(f"{path}: the file holds no judgement.")
+        raise UserError(f"{path}: the file holds no judgement. Add some, or remove the file.")
     return qrels

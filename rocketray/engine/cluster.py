@@ -45,8 +45,6 @@ def _prepare_environment() -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
         "TOKENIZERS_PARALLELISM": "false",
-        # Ray Data starts every actor in a way its own backend then warns about, on stderr.
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         # A token of this run alone: Ray would otherwise leave a readable one in the home folder.

@@ -251,10 +251,14 @@ class Reader:
         """Public name -> docstring, for every function, class and method of the package."""
         homes = self.homes()
         heirs = self.heirs(homes)
-        found = {f"{place}.{last}": doc for (place, last), doc in self.attached.items()}
+        written = {f"{module}.{name}" for module, name in homes}
+        found: dict[str, str] = {}
         attributes: dict[str, dict[str, str]] = {}
         for (place, last), doc in self.attached.items():
-            attributes.setdefault(place, {})[last] = doc
+            if place in written:
+                attributes.setdefault(place, {})[last] = doc
+            else:
+                found[f"{place}.{last}"] = doc
         for (module, name), home in sorted(homes.items(), key=lambda item: shortest(item[1])):
             here = self.module(module)
             found.setdefault(home, here.docs.get(name) or self.attached.get((module, name), ""))
@@ -400,24 +404,23 @@ def reader(name: str) -> Reader | None:
 def split(doc: str) -> tuple[str, str]:
     """(question, rest) of a docstring; the question is "" where the first prose makes none."""
     lines = plain(inspect.cleandoc(speakable(doc))).split("\n")
-    head = prose_starts(lines)
+    head, signature = prose_starts(lines)
     end = head
     while end < len(lines) and is_prose(lines, end):
         end += 1
     paragraph = " ".join(" ".join(lines[head:end]).split())
     sentence = found[1] if (found := SENTENCE.match(paragraph)) else paragraph
     after = paragraph[len(sentence) :].strip()
-    signature = " ".join(line.strip() for line in lines[:head] if is_signature(line))
     rest = "\n".join([signature, after, *lines[end:]]).strip()
     rest = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", rest))
     if not is_question(sentence):
-        return "", "\n".join([sentence, rest]).strip()
+        return "", "\n".join(lines).strip()
     return sentence, rest if after or any(map(str.strip, lines[end:])) else ""
 
 
 def speakable(doc: str) -> str:
     """Without NUL and lone surrogates, which docstrings about characters hold and no file may."""
-    return doc.replace("\0", "").encode("utf-8", "replace").decode()
+    return doc.replace("\0", "").encode("utf-8", "ignore").decode()
 
 
 def plain(doc: str) -> str:
@@ -425,16 +428,17 @@ def plain(doc: str) -> str:
     return QUOTED.sub(r"\1", ROLE.sub(r"\1", PLACEHOLDER.sub("", doc))).replace("**", "")
 
 
-def prose_starts(lines: Sequence[str]) -> int:
-    """Index of the first line of prose: after signatures, headings and directives."""
-    at = 0
+def prose_starts(lines: Sequence[str]) -> tuple[int, str]:
+    """Index of the first line of prose, after headings and directives; signatures before it."""
+    at, signature = 0, ""
     while at < len(lines):
         line = lines[at]
         if is_signature(line):
-            depth = 0
+            depth, start = 0, at
             while at < len(lines) and (depth := depth + balance(lines[at])) > 0:
                 at += 1
             at += 1
+            signature += "\n".join(lines[start:at]) + "\n"
         elif line.startswith(".."):
             at += 1
             while at < len(lines) and (not lines[at].strip() or lines[at][0] == " "):
@@ -442,8 +446,8 @@ def prose_starts(lines: Sequence[str]) -> int:
         elif not line.strip() or is_heading(lines, at) or UNDERLINE.match(line):
             at += 1
         else:
-            return at
-    return at
+            break
+    return at, signature
 
 
 def is_signature(line: str) -> bool:

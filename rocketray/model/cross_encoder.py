@@ -12,8 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
 
+from rocketray.model.first_token import first_token, supports
 from rocketray.model.tokens import Batch
 from rocketray.model.weights import (
     check_length,
@@ -71,9 +76,19 @@ class CrossEncoder(nn.Module):
         return cls(model, length=length, tokenizer_folder=folder)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """float32 [B], whatever precision autocast chose inside."""
-        logits_B: torch.Tensor = self.model(**batch).logits.squeeze(-1).float()
-        return logits_B
+        """[B], float32 whatever precision autocast chose inside (float64 for a float64 model)."""
+        logits_B: torch.Tensor = self._head(batch).squeeze(-1)
+        return logits_B if logits_B.dtype == torch.float64 else logits_B.float()
+
+    def _head(self, batch: Batch) -> torch.Tensor:
+        """[B, 1]. BERT's head reads the first token alone; other families run whole."""
+        model = self.model
+        if isinstance(model, BertForSequenceClassification) and supports(model.bert):
+            pooled_BD = model.bert.pooler(first_token(model.bert, batch))
+            logits: torch.Tensor = model.classifier(model.dropout(pooled_BD))
+        else:
+            logits = model(**batch).logits
+        return logits
 
     def ce_scores(self, batch: Batch) -> torch.Tensor:
         """Probability of relevance, float32 [B]."""

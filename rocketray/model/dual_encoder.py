@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from rocketray.model.first_token import first_token, supports
 from rocketray.model.tokens import Batch
 from rocketray.model.weights import (
     check_length,
@@ -135,7 +136,10 @@ class DualEncoder(nn.Module):
         return self._embed(self.passage, batch)
 
     def _embed(self, tower: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        hidden_BTD = tower(**batch).last_hidden_state
+        if self.pooling == "cls" and supports(tower):
+            hidden_BTD = first_token(tower, batch)
+        else:
+            hidden_BTD = tower(**batch).last_hidden_state
         e_BD = pool(hidden_BTD, batch["attention_mask"], self.pooling)
         return nn.functional.normalize(e_BD, dim=-1) if self.similarity == "cosine" else e_BD
 
@@ -248,14 +252,15 @@ class DualEncoder(nn.Module):
 
 
 def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """One float32 vector per row of a batch that is padded on the right."""
-    hidden_BTD = hidden_BTD.float()
+    """One vector per row of a batch that is padded on the right; float32 under autocast."""
+    if hidden_BTD.dtype in (torch.bfloat16, torch.float16):
+        hidden_BTD = hidden_BTD.float()
     if pooling == "cls":
         return hidden_BTD[:, 0]
     if pooling == "last":
         last_B = mask_BT.sum(dim=1) - 1
         return hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-    weight_BT1 = mask_BT.unsqueeze(-1).float()
+    weight_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
     return (hidden_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
 
 

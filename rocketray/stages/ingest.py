@@ -300,7 +300,7 @@ def read_qrels(
         missing += [dangling(rows[i], chunk.query[i] < 0) for i in bad[: 3 - len(missing)]]
         chunks.append(chunk)
     if not chunks:
-        raise UserError(f"{path}: the file holds no judgement.")
+        raise UserError(f"{path}: the file holds no judgement. Add some, or remove the file.")
     if unknown:
         raise UserError(
             f"{path}: {unknown:,} lines name a query or passage that does not exist: "

@@ -26,7 +26,7 @@ LONG = "Further words about the thing, so many of them that they make up a passa
         (f"pad(x, n=1) -> Tensor\n\nPads a tensor.\n\n{LONG}", "Pads a tensor.",
          f"pad(x, n=1) -> Tensor\n\n{LONG}"),
         (f"pad(x,\n    n=1)\n\nPads a tensor.\n\n{LONG}", "Pads a tensor.",
-         f"pad(x,\n\n{LONG}"),
+         f"pad(x,\n    n=1)\n\n{LONG}"),
         (f".. deprecated:: 1.0\n   Not any more.\n\nPads a tensor.\n\n{LONG}", "Pads a tensor.",
          LONG),
         (f"Overview\n========\nPads a tensor.\n\n{LONG}", "Pads a tensor.", LONG),
@@ -37,7 +37,7 @@ LONG = "Further words about the thing, so many of them that they make up a passa
         (f"See :func:`torch.abs`.\n\n{LONG}", "", f"See torch.abs.\n\n{LONG}"),
         (f"Pads.\n\n{LONG}", "", f"Pads.\n\n{LONG}"),
         (f">>> pad(x)\n\n{LONG}", "", f">>> pad(x)\n\n{LONG}"),
-        ("Holds a \0 and a \ud800 both.", "Holds a  and a ? both.".replace("  ", " "), ""),
+        ("Holds a \0 and a \ud800 both.", "Holds a and a both.", ""),
         ("", "", ""),
     ],
 )  # fmt: skip
@@ -173,7 +173,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             limit_dev=20,
             limit_test=20,
             limit_unlabelled=100,
-            packages=["numpy", "pandas"],
+            packages=["numpy"],
         )
     return folder
 
@@ -182,13 +182,12 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
     return {row["_id"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
-def test_a_data_set_of_numpy_and_pandas(written: Path) -> None:
+def test_a_data_set_of_numpy(written: Path) -> None:
     found = open_dataset(written / "a")
     corpus, queries = rows(found.corpus[0].path), rows(found.queries[0].path)
     assert len(corpus) == 400
     assert corpus["numpy.pad"]["title"] == "numpy.pad"
     assert "pad_width" in corpus["numpy.pad"]["text"]
-    assert sum(name.startswith("q:numpy") for name in queries) > 50
     labelled = set()
     for split_name, size in (("train", 250), ("dev", 20), ("test", 20)):
         pairs = found.qrels[split_name].read_text().splitlines()[1:]
@@ -201,12 +200,10 @@ def test_a_data_set_of_numpy_and_pandas(written: Path) -> None:
 
 
 def test_same_environment_same_bytes(written: Path) -> None:
-    a, b = (
-        [path.read_bytes() for path in sorted((written / name).rglob("*.*"))] for name in "ab"
-    )
+    a, b = ([path.read_bytes() for path in sorted((written / name).rglob("*.*"))] for name in "ab")
     assert a == b
     versions = json.loads((written / "a/sources.json").read_text())
-    assert list(versions) == ["numpy", "pandas"]
+    assert list(versions) == ["numpy"]
 
 
 def test_padding_in_torch() -> None:

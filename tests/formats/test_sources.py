@@ -147,7 +147,9 @@ def test_one_queries_file_for_all_splits(tmp_path: Path) -> None:
 
 def test_msmarco_labels_without_queries(tmp_path: Path) -> None:
     folder(tmp_path, **MARCO, **{"qrels.dev.tsv": ""})
-    with pytest.raises(UserError, match=r"qrels\.dev\.tsv has no queries\. Looked for queries\.dev"):
+    with pytest.raises(
+        UserError, match=r"qrels\.dev\.tsv has no queries\. Looked for queries\.dev"
+    ):
         open_dataset(tmp_path)
     (tmp_path / "qrels.train.tsv").unlink()
     with pytest.raises(UserError, match=r"Looked for qrels\.train\.tsv"):

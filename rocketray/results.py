@@ -1,0 +1,274 @@
+"""What came of a run: the table, the counts, TREC files, summary.json and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.table import Table
+
+from rocketray import artifacts, measures, report, schema
+from rocketray.artifacts import Version
+from rocketray.progress import clock
+from rocketray.schema import Verdict
+from rocketray.workflow import Workflow
+
+MEASURES = ("mrr@10", "ndcg@10", "recall@10", "recall@50", "recall@1000")
+ANSWER_DEPTHS = (5, 20, 100)
+ROWS = {
+    "initial": "initial weights, untrained",
+    "bm25": "BM25",
+    "dual_0": "dual_0: cross-batch negatives",
+    "dual_1": "dual_1: + denoised hard negatives",
+    "dual_2": "dual_2: + data augmentation",
+    "reranked": "dual_2 reranked by cross",
+}
+"""The table's rows in order: name in metrics.json, words for people."""
+
+
+def conclude(flow: Workflow) -> None:
+    """Measure every model on the held-out questions, show it, and leave it in the run's folder."""
+    runs = test_runs(flow)
+    if not runs:
+        flow.display.say("No test or dev judgements: nothing to measure.")
+        return
+    metrics = measure(flow, runs)
+    artifacts.write_json(flow.folder.path / "metrics.json", metrics)
+    summary = summarise(flow)
+    artifacts.write_json(flow.folder.path / "summary.json", summary)
+    page = flow.folder.path / "report.html"
+    if "metrics" not in flow.skipped or not page.is_file():
+        for name, run in runs.items():
+            write_trec(flow, name, run)
+        report.write(flow.folder)
+    show(flow, metrics, summary)
+    flow.display.say(f"report: {page}")
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+def test_runs(flow: Workflow) -> dict[str, pa.Table]:
+    """The runs over the held-out questions, by their name in the table."""
+    runs = {
+        name: flow.made[f"{name}_test"].read() for name in ROWS if f"{name}_test" in flow.made
+    }
+    if "dual_2_test_scored" in flow.made:
+        runs["reranked"] = reranked(runs["dual_2"], flow.made["dual_2_test_scored"].read())
+    return runs
+
+
+def reranked(run: pa.Table, scored: pa.Table) -> pa.Table:
+    """A run whose scored head is put in order of ce_score (ties by row number); the rest stays.
+
+    `scores` are made from ranks, since two kinds of numbers would not compare.
+    """
+    lists = []
+    for passages, head, ce_scores in zip(
+        run["passages"].to_pylist(), scored["passages"].to_pylist(),
+        scored["ce_scores"].to_numpy(zero_copy_only=False), strict=True,
+    ):  # fmt: skip
+        order = np.lexsort((head, -np.asarray(ce_scores)))
+        lists.append([head[i] for i in order] + passages[len(head) :])
+    scores = [list(range(len(row), 0, -1)) for row in lists]
+    columns = {"query": run["query"], "passages": lists, "scores": scores}
+    return pa.table(columns, schema=schema.RUN)
+
+
+def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
+    """Measures by model. Kept as a version, so that a repeated command need not measure again."""
+    qrels = held_out(flow)
+    inputs = {name: flow.made[_source(name)].digest for name in runs}
+    identity = {
+        "code": 1,
+        "recipe": {"positives": flow.recipe.data.positives},
+        "inputs": {**inputs, "qrels": qrels.digest, "queries": flow.made["test_queries"].digest},
+    }
+
+    def make() -> list[artifacts.Parts]:
+        chosen = flow.made["test_queries"].read()["query"].to_numpy()
+        table = qrels.read()
+        judged = table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
+        rows = [
+            (name, measure, value)
+            for name, run in runs.items()
+            for measure, value in {
+                **measures.evaluate(run, judged, MEASURES),
+                **_answer_recall(flow, run),
+            }.items()
+        ]
+        names = ("model", "measure", "value")
+        columns = dict(zip(names, (list(c) for c in zip(*rows, strict=True)), strict=True))
+        return [{artifacts.TABLE: pa.table(columns)}]
+
+    metrics: dict[str, dict[str, float]] = {name: {} for name in ROWS if name in runs}
+    for row in flow.small("metrics", identity, make).read().to_pylist():
+        metrics[row["model"]][row["measure"]] = round(row["value"], 6)
+    return metrics
+
+
+def _source(name: str) -> str:
+    return "dual_2_test_scored" if name == "reranked" else f"{name}_test"
+
+
+def _answer_recall(flow: Workflow, run: pa.Table) -> dict[str, float]:
+    """Share of questions with an answer string in the first k passages (DPR's measure)."""
+    if flow.recipe.data.positives != "answers":
+        return {}
+    answers = flow.made["queries"].read()["answers"]
+    texts = flow.made["passages"].read()["text"]
+    return measures.answer_recall(
+        run,
+        {query: answers[query].as_py() for query in run["query"].to_pylist()},
+        lambda passage: str(texts[passage].as_py()),
+        ANSWER_DEPTHS,
+    )
+
+
+def held_out(flow: Workflow) -> Version:
+    """Judgements of the questions in the table: test, or dev where there is no test."""
+    return flow.made.get("qrels_test") or flow.made["qrels_dev"]
+
+
+def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:
+    """One TREC run file, in people's ids."""
+    qids = flow.made["queries"].read()["qid"]
+    pids = flow.made["passages"].read()["pid"]
+    depth = flow.recipe.evaluate.trec_depth
+
+    def rows() -> Iterator[tuple[str, list[str], list[float]]]:
+        columns = (run[column].to_pylist() for column in run.column_names)
+        for query, passages, scores in zip(*columns, strict=True):
+            names = pids.take(pa.array(passages[:depth], pa.int64())).to_pylist()
+            yield qids[query].as_py(), names, scores[:depth]
+
+    path = flow.folder.path / "runs" / f"{name}.trec"
+    path.parent.mkdir(exist_ok=True)
+    measures.write_run(path, rows(), tag=f"rocketray-{name}")
+
+
+# --------------------------------------------------------------------------------------- counting
+
+
+def summarise(flow: Workflow) -> dict[str, Any]:
+    """What a person would ask, for the screen and the report."""
+    made = flow.made
+    names = ("passages", "queries", *(f"{p}_queries" for p in ("train", "dev", "test", "unlabelled")))
+    rows = {name.removesuffix("_queries"): made[name].rows for name in names if name in made}
+    return {
+        "recipe": flow.recipe.name,
+        "seed": flow.recipe.seed,
+        "rows": rows,
+        "counts": [[label, value] for label, value in counts(flow)],
+        "models": {
+            name: dict(made[name].facts)
+            for name in ("dual_0", "cross", "dual_1", "dual_2")
+            if name in made
+        },
+        "timings": flow.timings(),
+    }
+
+
+def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
+    """Label and value of everything worth a line; what did not happen has none."""
+    yield from _ingested(flow)
+    made = flow.made
+    if "dual_0" in made:
+        yield "negatives per question", f"{made['dual_0'].facts['negatives_per_query']:,} in dual_0"
+    if "denoise" in made:
+        yield from _removed(made["denoise"].facts)
+    for step in ("dual_1", "dual_2"):
+        if f"{step}_examples" in made:
+            facts = made[f"{step}_examples"].facts
+            if facts["filled"]:
+                yield f"{step}: filled negatives", f"{facts['filled']:,} (too few confident ones)"
+            if facts["without"]:
+                yield f"{step}: questions without example", f"{facts['without']:,}"
+    if "augment" in made:
+        yield from pseudo_labels(made["augment"], made.get("qrels_hidden"))
+    scored = [v.facts for name, v in made.items() if name.endswith("_scored")]
+    if scored:
+        known = sum(facts["known"] for facts in scored)
+        pairs = sum(facts["pairs"] for facts in scored)
+        yield "pairs scored", f"{pairs - known:,}, and {known:,} known from before"
+
+
+def _ingested(flow: Workflow) -> Iterator[tuple[str, str]]:
+    facts = flow.made["passages"].facts
+    words = {"empty": "empty passages", "very_long": "passages over 100,000 characters"}
+    for name, label in words.items():
+        if facts.get(name):
+            yield label, f"{facts[name]:,} of {flow.made['passages'].rows:,} (kept)"
+
+
+def _removed(facts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    false, unsure = facts[Verdict.LIKELY_FALSE_NEGATIVE], facts[Verdict.UNCERTAIN]
+    total = false + unsure + facts[Verdict.HARD_NEGATIVE]
+    yield (
+        "negatives removed",
+        f"{false + unsure:,} of {total:,} ({share(false + unsure, total)}):"
+        f" {false:,} likely false negatives, {unsure:,} uncertain",
+    )
+
+
+def pseudo_labels(verdicts: Version, hidden: Version | None) -> Iterator[tuple[str, str]]:
+    """How many pseudo positives, and how many of those with a hidden truth are right."""
+    truth = schema.positives_of(hidden.read()) if hidden else {}
+    labels = right = known = 0
+    for number in range(len(verdicts.blocks)):
+        table = verdicts.table(number)
+        columns = (table[name].to_pylist() for name in ("query", "passages", "verdicts"))
+        for query, passages, row in zip(*columns, strict=True):
+            if Verdict.PSEUDO_POSITIVE in row:
+                labels += 1
+                known += query in truth
+                right += passages[row.index(Verdict.PSEUDO_POSITIVE)] in truth.get(query, [])
+    total = verdicts.rows
+    yield "pseudo labels", f"{labels:,} of {total:,} unlabelled questions ({share(labels, total)})"
+    if known:
+        yield "pseudo labels right", f"{right:,} of {known:,} with a hidden label ({share(right, known)})"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"
+
+
+# ---------------------------------------------------------------------------------------- showing
+
+
+def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: Any) -> None:
+    """The table, the counts and the times, on the screen."""
+    console = flow.display.console
+    if flow.display.quiet:
+        return
+    names = list(next(iter(metrics.values())))
+    best = {name: max(row[name] for row in metrics.values()) for name in names}
+    which = "test" if "qrels_test" in flow.made else "dev"
+    table = Table(title=f"{flow.made['test_queries'].rows:,} {which} questions", title_justify="left")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    for model, row in metrics.items():
+        cells = [("[bold]{}[/]" if row[n] == best[n] else "{}").format(f"{row[n]:.4f}") for n in names]
+        table.add_row(ROWS[model], *cells)
+    console.print(table)
+    for label, value in summary["counts"]:
+        flow.display.say(f"  {label:<32} {value}")
+    console.print(_times(summary["timings"]))
+
+
+def _times(timings: list[dict[str, Any]]) -> Table:
+    table = Table(title="time per stage", title_justify="left")
+    for name in ("stage", "rows", "time", "rows/s", "blocks per worker"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in timings:
+        if row["seconds"] >= 0.05:
+            rate = f"{row['rows'] / row['seconds']:,.0f}" if row["rows"] else ""
+            blocks = " + ".join(str(n) for n in sorted(row["blocks"].values(), reverse=True))
+            rows = f"{row['rows']:,}" if row["rows"] else ""
+            table.add_row(row["stage"], rows, clock(row["seconds"]), rate, blocks)
+    total = sum(row["seconds"] for row in timings)
+    table.add_row("all", "", clock(total), "", "")
+    return table
