@@ -101,9 +101,9 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # Broken JSON, or no UTF-8.
         raise UserError(
-            f"{path} is damaged ({error}). Remove the folder {path.parent} to make it again."
+            f"{path} is damaged ({error}). Remove it; the same command makes it again."
         ) from error
 
 
@@ -195,9 +195,15 @@ def read_table(path: Path) -> pa.Table:
     # One thread and no memory map: blocks are small, and actors share the cores.
     file = pq.ParquetFile(path)
     for column in file.schema_arrow:
-        if isinstance(column.type, pa.ExtensionType) or pa.types.is_dictionary(column.type):
+        if not _plain(column.type):
             raise UserError(f"{path} holds column {column.name!r} of foreign type {column.type}.")
     return file.read(use_threads=False)
+
+
+def _plain(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
+        return False
+    return all(_plain(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -254,10 +260,11 @@ class Draft:
         for path in sorted((self.path / "receipts").glob("*.json")):
             try:
                 receipt = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
+                files, number = receipt["files"].values(), int(receipt["block"])
+            except (ValueError, LookupError, TypeError, AttributeError):
                 continue
-            if all((self.path / name).is_file() for name in receipt["files"].values()):
-                found[int(receipt["block"])] = receipt
+            if all((self.path / name).is_file() for name in files):
+                found[number] = receipt
         return found
 
     def adopt(self, keys: Mapping[int, str]) -> int:
@@ -333,9 +340,11 @@ class Writer:
 
     def alive(self) -> bool | None:
         """Whether the holder still runs; None when it is on another host and nobody can tell."""
+        if not self.born:  # Released.
+            return False
         if self.host != socket.gethostname():
             return None
-        return _born(self.pid) == self.born != ""
+        return _born(self.pid) == self.born
 
 
 def _born(pid: int) -> str:
@@ -391,11 +400,14 @@ class RunFolder:
             )
         writer = Writer((holder.epoch if holder else 0) + 1)
         path = self._writer_path(writer.epoch)
-        try:  # "x" is the fence: of two claims at once only one creates the next epoch.
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(asdict(writer), file)
+        temporary = _temporary(path)
+        temporary.write_text(canonical(asdict(writer)), encoding="utf-8")
+        try:  # The link is the fence: of two claims at once only one makes the next epoch.
+            os.link(temporary, path)
         except FileExistsError:
             raise UserError(f"{self.path} has just been claimed by another process.") from None
+        finally:
+            temporary.unlink()
         self.writer = writer
 
     def release(self) -> None:
@@ -440,7 +452,7 @@ class RunFolder:
             return None
         try:
             return Writer(**json.loads(epochs[-1].read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError):  # Killed between creating and writing it.
+        except (ValueError, TypeError):  # Damaged, as by a power cut.
             return Writer(int(epochs[-1].stem), born="", pid=0)
 
     # ---- versions
@@ -458,9 +470,14 @@ class RunFolder:
         return Version.open(path) if (path / "manifest.json").is_file() else None
 
     def current(self) -> dict[str, str]:
+        """Folder of each stage's current version; one that somebody removed is left out."""
         path = self.path / "current.json"
         current: dict[str, str] = read_json(path) if path.is_file() else {}
-        return current
+        return {
+            name: folder
+            for name, folder in current.items()
+            if (self.stages / folder / "manifest.json").is_file()
+        }
 
     def version(self, stage: str) -> Version:
         """The current version of a stage."""

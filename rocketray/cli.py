@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.exceptions import ClickException
+from click.exceptions import Abort, ClickException
 
 from rocketray.errors import UserError
 
@@ -208,7 +208,7 @@ def _guarded(command: Callable[[], Any]) -> int:
     except ClickException as error:
         error.show()
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Abort):
         print("\nrocketray: stopped. The same command goes on from here.", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rocketray import artifacts, pipeline, results
+from rocketray import artifacts, pipeline, plan, results
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
 from rocketray.errors import UserError
 from rocketray.progress import Display
-from rocketray.recipe import Recipe
 from rocketray.workflow import Finished, Workflow
 
 
@@ -45,7 +44,9 @@ def run(
         for warning in dataset.warnings:
             display.say(f"  note: {warning}")
         try:
-            pipeline.run(flow, dataset)
+            ready = pipeline.prepare(flow, dataset)
+            display.show(plan.table(recipe, ready))
+            pipeline.run(flow, ready)
             results.conclude(flow)
         except Finished:
             display.say(f"Stopped after {until}, as asked. Without --until it goes on from here.")
@@ -67,4 +68,40 @@ def _check_stage(name: str) -> None:
     if name not in pipeline.STAGES:
         close = difflib.get_close_matches(name, pipeline.STAGES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"--until {name!r}: no such stage.{hint} In order: {', '.join(pipeline.STAGES)}.")
+        raise UserError(
+            f"--until {name!r}: no such stage.{hint} In order: {', '.join(pipeline.STAGES)}."
+        )
+
+
+QUESTIONS = (
+    "how do I pad a tensor",
+    "join two data frames on a column",
+    "run a function on many machines",
+)
+
+
+def quickstart(
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    take_over: bool = False,
+    display: Display | None = None,
+) -> None:
+    """The recipe `quickstart`, then three answers and what to try next."""
+    from rocketray import search
+
+    display = display or Display()
+    run("quickstart", out, overrides=overrides, take_over=take_over, display=display)
+    searcher = search.Searcher(out)
+    for question in QUESTIONS:
+        display.say(f"\n{question}?")
+        for answer in searcher.search(question, 3):
+            display.say(f"  {answer.score:6.3f}  {answer.title}\n          {answer.snippet}")
+    display.say(
+        f"""
+Next:
+  rocketray search {out}                          ask your own questions
+  open {out / "report.html"}                      curves, scores, what denoising removed
+  rocketray run small --data FOLDER --out runs/1  your own corpus, questions and labels
+  SentenceTransformer("{out / "models" / "dual_2"}")  the retriever in sentence-transformers"""
+    )

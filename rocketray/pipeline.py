@@ -1,14 +1,13 @@
 """The stage graph: ingest, then RocketQA's four steps in order, then the table of results.
 
-    labelled -> dual_0 -retrieve-> run_0 -> cross          positives + negatives drawn from run_0
-                                   run_0 -score-> denoise -> dual_1         from the initial weights
-    unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the initial weights
+labelled -> dual_0 -retrieve-> run_0 -> cross          positives + negatives drawn from run_0
+                               run_0 -score-> denoise -> dual_1         from the initial weights
+unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the initial weights
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from rocketray.formats.packages import write_packages
 from rocketray.model import weights
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.order import steps_of
 from rocketray.model.tokens import Tokenizer
 from rocketray.model.trainer import Dev, Job
 from rocketray.recipe import Cross, Dual, DualStep, HardStep, Recipe, Step
@@ -82,9 +82,8 @@ class Ready:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def run(flow: Workflow, dataset: Dataset) -> None:
+def run(flow: Workflow, ready: Ready) -> None:
     """The whole method. Each line makes versions, or finds that they are there."""
-    ready = prepare(flow, dataset)
     retriever(flow, ready, "initial", ready.dual, ["test"])
     dual_0 = train_dual(flow, ready, "dual_0", first_examples(flow, ready))
     run_0 = retriever(flow, ready, "dual_0", dual_0, ["train", "dev", "test"])
@@ -206,9 +205,9 @@ def _cut_digest(found: Cut, named: np.ndarray | None) -> str:
     with found.path.open("rb") as file:
         file.seek(found.offset)
         digest = hashlib.sha256(file.read(found.length))
-    # Rows without an id are called after the file and the line, and so depend on both.
-    where = f"{found.source.name}:{found.first_line}" if found.ids_optional else ""
-    digest.update(f"\0{found.format}\0{where}".encode())
+    # Lines are named in problems; rows without an id are called after the file too.
+    name = found.source.name if found.ids_optional else ""
+    digest.update(f"\0{found.format}\0{name}:{found.first_line}".encode())
     if found.titles:
         digest.update(artifacts.file_sha256(found.titles.path).encode())
     if named is not None:
@@ -246,7 +245,9 @@ def _ingest_qrels(
     }
     train = read["train"]
     if not schema.positives_of(train):
-        raise UserError(f"{dataset.qrels['train']} has no relevance above 0: nothing to learn from.")
+        raise UserError(
+            f"{dataset.qrels['train']} has no relevance above 0: nothing to learn from."
+        )
     share = flow.recipe.data.hide_labels
     if share:
         names = queries.read()["qid"].to_pylist()
@@ -261,13 +262,12 @@ def _table(flow: Workflow, name: str, table: pa.Table, rows: int | None = None) 
         stream.write_table(table.combine_chunks())
     size = rows or max(1, len(table))
     identity = {"rows": size, "content": hashlib.sha256(sink.getvalue()).hexdigest()}
-    blocks = [table.slice(at, size) for at in range(0, len(table), size)]
+    # No rows are one empty block, so that the version still knows its columns.
+    blocks = [table.slice(at, size) for at in range(0, max(1, len(table)), size)]
     return flow.small(name, identity, lambda: [{artifacts.TABLE: block} for block in blocks])
 
 
-def _choose(
-    flow: Workflow, queries: Version, qrels: Mapping[str, Version]
-) -> dict[str, Version]:
+def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> dict[str, Version]:
     """Which queries each purpose takes, in blocks of their own."""
     recipe = flow.recipe
     limits = {
@@ -298,11 +298,6 @@ def _choose(
 def _queries_of(qrels: Version) -> np.ndarray:
     """Queries with at least one positive."""
     return np.array(sorted(schema.positives_of(qrels.read())), dtype=np.int64)
-
-
-def held_out(tables: Tables) -> Version | None:
-    """Judgements of the questions in the table of results: test, or dev where there is no test."""
-    return tables.qrels.get("test") or tables.qrels.get("dev")
 
 
 # ---------------------------------------------------------------------- initial weights and tokens
@@ -346,7 +341,11 @@ def _from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dic
     folder = _weights(flow, name)
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt"))
     hashes = {path.name: artifacts.file_sha256(path) for path in files}
-    return {"code": 1, "recipe": dict(settings), "inputs": {"weights": artifacts.fingerprint(hashes)}}
+    return {
+        "code": 1,
+        "recipe": dict(settings),
+        "inputs": {"weights": artifacts.fingerprint(hashes)},
+    }
 
 
 def tokenise(
@@ -361,7 +360,9 @@ def tokenise(
     }
     marks = {name: Tokenizer(folder).fingerprint for name, folder in folders.items()}
     if marks[""] == marks["cross_"]:
-        limits = {"": (max(limits[""][0], limits["cross_"][0]), max(limits[""][1], told.cross.length))}
+        limits = {
+            "": (max(limits[""][0], limits["cross_"][0]), max(limits[""][1], told.cross.length))
+        }
     specs = [
         Spec(
             name=f"{prefix}{name}_tokens",
@@ -409,7 +410,9 @@ def retriever(
     wanted = [purpose for purpose in purposes if purpose in ready.tables.chosen]
     depths = _depths(flow.recipe)
     specs = [
-        _retrieve_spec(flow, ready, f"{name}_{purpose}", model, embeddings, purpose, depths[purpose])
+        _retrieve_spec(
+            flow, ready, f"{name}_{purpose}", model, embeddings, purpose, depths[purpose]
+        )
         for purpose in wanted
     ]
     return dict(zip(wanted, _merged(flow, specs), strict=True))
@@ -552,9 +555,7 @@ def denoise(
     return verdicts
 
 
-def augment(
-    flow: Workflow, ready: Ready, run: Version | None, cross: Version
-) -> Version | None:
+def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -> Version | None:
     """Step 4's verdicts on the passages dual_1 found for unlabelled queries."""
     if run is None:
         flow.display.say("  augment                    no unlabelled questions: nothing to add")
@@ -749,9 +750,10 @@ def train(
         paths = {n: v.path for n, v in inputs.items()}
         paths["weights"] = paths["weights"] / "model"
         log = folder / "log.jsonl"
+        arguments: dict[str, Any] = {**paths, **settings}
         job = Job(
             kind=kind, out=folder, dev=dev, log_path=log,
-            checkpoint_every=told.checkpoint_every, **paths, **settings,
+            checkpoint_every=told.checkpoint_every, **arguments,
         )  # fmt: skip
         steps = _steps(kind, told, inputs["examples"])
         with flow.display.meter(name, steps, "steps") as meter, followed(log, _show(meter)):
@@ -761,32 +763,38 @@ def train(
         return {k: v for k, v in asdict(result).items() if k != "history"}
 
     model = flow.files(name, identity, list(inputs.values()), make)
-    artifacts.copy_tree(model.path / "model", flow.folder.path / "models" / name)
-    _copy(model.path / "log.jsonl", flow.folder.path / "logs" / f"{name}.jsonl")
+    _show_copy(flow, model)
     return model
 
 
+def _show_copy(flow: Workflow, model: Version) -> None:
+    """`models/NAME` and `logs/NAME.jsonl`: copies of the current version, for people."""
+    copies = flow.folder.path / "models" / "versions.json"
+    known = artifacts.read_json(copies) if copies.is_file() else {}
+    if known.get(model.name) != model.path.name:
+        artifacts.copy_tree(model.path / "model", flow.folder.path / "models" / model.name)
+        log = flow.folder.path / "logs" / f"{model.name}.jsonl"
+        log.parent.mkdir(exist_ok=True)
+        shutil.copyfile(model.path / "log.jsonl", log)
+        artifacts.write_json(copies, {**known, model.name: model.path.name})
+
+
 def _steps(kind: str, told: Any, examples: Version) -> int:
-    """Optimiser steps: the trainer's own formula."""
-    rows = examples.rows
+    """Optimiser steps, for the bar."""
+    rows: int = examples.rows
     if kind == "cross":
         rows *= 1 + len(examples.table(0)["negatives"][0])
-    return math.ceil(told.epochs * rows / told.global_batch)
+    return steps_of(rows, told.global_batch, told.epochs)
 
 
 def _show(meter: Any) -> Any:
     return lambda line: meter.at(line["step"], f"loss {line['loss']:.3f}")
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
 def _dual_dev(flow: Workflow, ready: Ready) -> Dev | None:
     """Dev questions against their own positives and random passages."""
     tables = ready.tables
-    if "dev" not in tables.qrels:
+    if "dev" not in tables.chosen:
         return None
     queries = tables.chosen["dev"].read()["query"].to_numpy()
     positives = schema.positives_of(tables.qrels["dev"].read())

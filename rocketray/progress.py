@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 LINE_SECONDS = 10.0
 """Between two lines of one stage where there is no terminal."""
@@ -68,6 +69,10 @@ class Display:
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)
             sys.stdout.flush()
+
+    def show(self, table: Table) -> None:
+        if not self.quiet:
+            self.console.print(table)
 
     @contextmanager
     def meter(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:

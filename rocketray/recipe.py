@@ -25,7 +25,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 # --------------------------------------------------------------------------------------- models
@@ -155,6 +157,14 @@ class Denoise(Model):
     fill: Literal["drop", "random", "unscored_tail"] = "random"
     """When too few negatives are left: drop the example, draw random passages of the corpus, or
     (the released MS MARCO script) draw from the list below `depth` without scoring."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, tree: Any) -> Any:
+        """YAML 1.1 reads a bare `off` as false, even as a field's name."""
+        if not isinstance(tree, Mapping):
+            return tree
+        return {"off" if name is False else name: value for name, value in tree.items()}
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -52,9 +52,7 @@ def conclude(flow: Workflow) -> None:
 
 def test_runs(flow: Workflow) -> dict[str, pa.Table]:
     """The runs over the held-out questions, by their name in the table."""
-    runs = {
-        name: flow.made[f"{name}_test"].read() for name in ROWS if f"{name}_test" in flow.made
-    }
+    runs = {name: flow.made[f"{name}_test"].read() for name in ROWS if f"{name}_test" in flow.made}
     if "dual_2_test_scored" in flow.made:
         runs["reranked"] = reranked(runs["dual_2"], flow.made["dual_2_test_scored"].read())
     return runs
@@ -155,7 +153,11 @@ def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:
 def summarise(flow: Workflow) -> dict[str, Any]:
     """What a person would ask, for the screen and the report."""
     made = flow.made
-    names = ("passages", "queries", *(f"{p}_queries" for p in ("train", "dev", "test", "unlabelled")))
+    names = (
+        "passages",
+        "queries",
+        *(f"{p}_queries" for p in ("train", "dev", "test", "unlabelled")),
+    )
     rows = {name.removesuffix("_queries"): made[name].rows for name in names if name in made}
     return {
         "recipe": flow.recipe.name,
@@ -228,7 +230,10 @@ def pseudo_labels(verdicts: Version, hidden: Version | None) -> Iterator[tuple[s
     total = verdicts.rows
     yield "pseudo labels", f"{labels:,} of {total:,} unlabelled questions ({share(labels, total)})"
     if known:
-        yield "pseudo labels right", f"{right:,} of {known:,} with a hidden label ({share(right, known)})"
+        yield (
+            "pseudo labels right",
+            f"{right:,} of {known:,} with a hidden label ({share(right, known)})",
+        )
 
 
 def share(part: int, whole: int) -> str:
@@ -240,23 +245,24 @@ def share(part: int, whole: int) -> str:
 
 def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: Any) -> None:
     """The table, the counts and the times, on the screen."""
-    console = flow.display.console
-    if flow.display.quiet:
-        return
     names = list(next(iter(metrics.values())))
     best = {name: max(row[name] for row in metrics.values()) for name in names}
     which = "test" if "qrels_test" in flow.made else "dev"
-    table = Table(title=f"{flow.made['test_queries'].rows:,} {which} questions", title_justify="left")
+    table = Table(
+        title=f"{flow.made['test_queries'].rows:,} {which} questions", title_justify="left"
+    )
     table.add_column("model")
     for name in names:
         table.add_column(name, justify="right")
     for model, row in metrics.items():
-        cells = [("[bold]{}[/]" if row[n] == best[n] else "{}").format(f"{row[n]:.4f}") for n in names]
+        cells = [
+            ("[bold]{}[/]" if row[n] == best[n] else "{}").format(f"{row[n]:.4f}") for n in names
+        ]
         table.add_row(ROWS[model], *cells)
-    console.print(table)
+    flow.display.show(table)
     for label, value in summary["counts"]:
         flow.display.say(f"  {label:<32} {value}")
-    console.print(_times(summary["timings"]))
+    flow.display.show(_times(summary["timings"]))
 
 
 def _times(timings: list[dict[str, Any]]) -> Table:

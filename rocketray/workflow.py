@@ -17,7 +17,7 @@ from typing import Any
 
 from rocketray import artifacts
 from rocketray.artifacts import Draft, Parts, RunFolder, Version
-from rocketray.engine import bulk
+from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.errors import UserError
 from rocketray.progress import Display
 from rocketray.recipe import Recipe
@@ -33,7 +33,7 @@ class Spec:
 
     name: str
     stage: Any
-    """A stage class (see `engine.bulk`): called with `inputs` as paths, `settings` and `given`."""
+    """A stage class (see engine/bulk.py): called with `inputs` as paths, `settings` and `given`."""
     inputs: Mapping[str, Version] = field(default_factory=dict)
     """By the constructor's argument; a version counts by its content."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -55,13 +55,13 @@ class Spec:
         recipe = json.loads(artifacts.canonical({**self.settings, **self.also}))
         return {"stage": self.name, "code": self.stage.code, "recipe": recipe, "inputs": inputs}
 
-    def job(self, draft: Draft) -> bulk.Job:
+    def job(self, draft: Draft) -> Job:
         paths = {name: str(version.path) for name, version in self.inputs.items()}
         arguments = {**paths, **self.settings, **self.given}
         items = self.items
         if self.over:
             items = range(len(self.inputs[self.over].manifest["blocks"]))
-        return bulk.Job(draft, self.stage, arguments, items, self._keys(len(items)))
+        return Job(draft, self.stage, arguments, items, self._keys(len(items)))
 
     def _keys(self, count: int) -> list[str]:
         """A block depends on its own rows, the settings and the other inputs, but not on the
@@ -97,9 +97,7 @@ class Workflow:
         """Stages over blocks. Several share one pool of workers, which takes seconds to start."""
         before = [self._before(spec.name, spec.identity()) for spec in specs]
         missing = [
-            (spec, draft)
-            for spec, (draft, found) in zip(specs, before, strict=True)
-            if not found
+            (spec, draft) for spec, (draft, found) in zip(specs, before, strict=True) if not found
         ]
         jobs = [spec.job(draft) for spec, draft in missing]
         for (spec, draft), job in zip(missing, jobs, strict=True):
@@ -182,7 +180,7 @@ class Workflow:
 
     _verified: set[Path] = field(default_factory=set)
 
-    def _run(self, jobs: Sequence[bulk.Job], units: Sequence[str]) -> None:
+    def _run(self, jobs: Sequence[Job], units: Sequence[str]) -> None:
         totals = [len(job.items) for job in jobs]
         todo = [len(job.todo()) for job in jobs]
         if not any(todo):
@@ -193,7 +191,7 @@ class Workflow:
         start = time.monotonic()
         rows = Counter[str]()
 
-        def done(receipt: bulk.Receipt) -> None:
+        def done(receipt: Receipt) -> None:
             self.folder.check_writer()
             workers[receipt.job][receipt.worker] += 1
             seconds[receipt.job] += receipt.seconds
@@ -203,7 +201,7 @@ class Workflow:
             meter.advance(1, note)
 
         with self.display.meter(name, sum(totals), "blocks", sum(totals) - sum(todo)) as meter:
-            bulk.run(jobs, self.recipe.cluster, done)
+            run_jobs(jobs, self.recipe.cluster, done)
         elapsed = time.monotonic() - start
         share = sum(seconds) or 1.0
         for number, job in enumerate(jobs):
@@ -229,10 +227,10 @@ class Workflow:
 def _write_timing(draft: Draft, seconds: float, workers: Mapping[str, int]) -> None:
     """Beside the manifest, not in it: times never repeat. Attempts add up."""
     path = draft.path / "timing.json"
-    before = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "blocks": {}}
-    blocks = Counter(before["blocks"])
+    before: dict[str, Any] = artifacts.read_json(path) if path.is_file() else {}
+    blocks = Counter[str](before.get("blocks", {}))
     blocks.update(workers)
-    total = round(before["seconds"] + seconds, 3)
+    total = round(before.get("seconds", 0.0) + seconds, 3)
     artifacts.write_json(path, {"seconds": total, "blocks": dict(blocks)})
 
 

@@ -92,7 +92,7 @@ class Worker:
         return {name: [getattr(r, name) for r in receipts] for name in Receipt.__annotations__}
 
 
-def run(jobs: Sequence[Job], cluster: Cluster, done: Callable[[Receipt], None]) -> None:
+def run_jobs(jobs: Sequence[Job], cluster: Cluster, done: Callable[[Receipt], None]) -> None:
     """Make every missing block of the jobs, calling `done` for each as it comes.
 
     Several jobs share one pool of workers (starting one takes seconds). The blocks, and so the

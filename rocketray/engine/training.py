@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rocketray.engine.cluster import connect, cpus, has_gpus
+from rocketray.engine.cluster import connect, has_gpus
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job, Result, train
 from rocketray.recipe import Cluster
@@ -24,18 +24,19 @@ def fit(job: Job, cluster: Cluster) -> Result:
         UserError: training cannot go on and the user can mend it.
     """
     workers = cluster.train.workers
+    threads = cluster.train.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
+    job = replace(job, threads=threads)
     if workers == 0:
-        return train(replace(job, threads=cluster.train.threads))
+        return train(job)
     connect(cluster)
     use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
-    threads = cluster.train.threads or max(1, (os.cpu_count() or 1) // workers)
-    answer = _fit_on_ray(replace(job, threads=threads), cluster, use_gpu, min(threads, cpus()))
+    answer = _fit_on_ray(job, cluster, use_gpu)
     if "error" in answer:
         raise UserError(answer["error"])
     return Result(**answer)
 
 
-def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool, cpus: int) -> dict[str, Any]:
+def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -15,7 +15,6 @@ import ast
 import inspect
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -26,8 +25,9 @@ from rocketray.errors import UserError
 from rocketray.formats.generated import Row, write_jsonl, write_qrels
 from rocketray.formats.sources import hash64
 
-PACKAGES = ("torch", "numpy", "pandas", "ray", "transformers", "scipy", "sklearn", "pyarrow")
-"""Read where installed; a fixed list, so that one more package of a user's changes nothing."""
+PACKAGES = ("torch", "numpy", "pandas", "ray", "transformers", "pyarrow")
+"""What rocketray itself needs, and so what is installed wherever it runs; a fixed list, so that one
+more package of a user's neither changes the corpus nor costs time."""
 SKIPPED = re.compile(
     r"(^|\.)(tests?|testing|conftest|thirdparty_files|_vendor\w*|_pytest|benchmarks?|rllib"
     # Near copies of each other, 2,500 files of them, filled in by decorators at run time.
@@ -557,7 +557,7 @@ def write_packages(
     splits = {split: sorted(names[: limits[split]]) for split, names in splits.items()}
     free = sorted(list(corpus.unlabelled)[:limit_unlabelled])
     write_folder(folder, corpus, sorted(chosen), splits, free)
-    write_jsonl(folder / "sources.json", [{found.name: version(found.name) for found in readers}])
+    write_jsonl(folder / "sources.json", [versions([found.name for found in readers])])
     return {
         "passages": len(chosen),
         **{split: len(names) for split, names in splits.items()},
@@ -582,10 +582,10 @@ def split_of(seed: int, name: str) -> str:
     return {8: "dev", 9: "test"}.get(hash64(f"split\t{seed}\t{name}") % 10, "train")
 
 
-def version(package: str) -> str:
-    """The installed version, by the distribution's name."""
-    names = Counter(metadata.packages_distributions().get(package, [package]))
-    return metadata.version(min(names))
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions; a distribution may be named otherwise than its package."""
+    names = metadata.packages_distributions()
+    return {package: metadata.version(min(names.get(package, [package]))) for package in packages}
 
 
 def write_folder(

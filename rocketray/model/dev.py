@@ -97,7 +97,7 @@ def reciprocal_rank(scores_P: np.ndarray, relevant: np.ndarray) -> float:
     """
     if not len(relevant):
         return 0.0
-    best = relevant[np.argmax(scores_P[relevant])]
+    best = min(relevant, key=lambda place: (-scores_P[place], place))
     if np.isnan(scores_P[best]):  # Nothing compares with NaN, so it would come out first.
         return 0.0
     ahead = np.sum(scores_P > scores_P[best]) + np.sum(scores_P[:best] == scores_P[best])

@@ -10,6 +10,8 @@ two layers, 14 % at six, 7 % at twelve.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import BertModel, PreTrainedModel, RobertaModel, XLMRobertaModel
@@ -30,13 +32,14 @@ def first_token(tower: PreTrainedModel, batch: Batch) -> torch.Tensor:
     types = batch.get("token_type_ids")
     hidden_BTD = tower.embeddings(input_ids=batch["input_ids"], token_type_ids=types)
     mask_B11T = batch["attention_mask"][:, None, None, :].bool()
-    layers = tower.encoder.layer
+    layers: Any = tower.encoder.layer
     for layer in layers[:-1]:
         hidden_BTD = layer(hidden_BTD, mask_B11T)
-    return _last(layers[-1], hidden_BTD, mask_B11T)
+    last: torch.Tensor = _last(layers[-1], hidden_BTD, mask_B11T)
+    return last
 
 
-def _last(layer: nn.Module, hidden_BTD: torch.Tensor, mask_B11T: torch.Tensor) -> torch.Tensor:
+def _last(layer: Any, hidden_BTD: torch.Tensor, mask_B11T: torch.Tensor) -> torch.Tensor:
     inner = layer.attention.self
     first_B1D = hidden_BTD[:, :1]
 

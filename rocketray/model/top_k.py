@@ -19,7 +19,7 @@ def top_k(
     Args:
         q_QD: float32 query embeddings.
         blocks: (row number of the first passage, p_PD), in ascending order.
-        k: how many to keep; fewer passages give shorter lists, padded with row -1.
+        k: how many to keep; fewer passages give shorter lists.
 
     Returns:
         scores_Qk float32 and rows_Qk int64, best first.

@@ -28,7 +28,9 @@ class AnswerPositives:
         run = self.run.table(item)
         pairs = [
             (query, passage)
-            for query, row in zip(run["query"].to_pylist(), run["passages"].to_pylist(), strict=True)
+            for query, row in zip(
+                run["query"].to_pylist(), run["passages"].to_pylist(), strict=True
+            )
             for passage in row[: self.depth]
             if self._holds(passage, self.answers[query].as_py())
         ]

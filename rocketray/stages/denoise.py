@@ -35,9 +35,10 @@ class Denoise:
         return Made({"table": with_verdicts(scored, verdicts)}, len(scored), count(verdicts))
 
     def judge_all(self, query: int, passages: list[int], ce_scores: list[float]) -> list[Verdict]:
-        known = self.positives.get(query, frozenset())
+        known = set(self.positives.get(query, []))
         return [
-            self.judge(ce, passage in known) for passage, ce in zip(passages, ce_scores, strict=True)
+            self.judge(ce, passage in known)
+            for passage, ce in zip(passages, ce_scores, strict=True)
         ]
 
     def judge(self, ce_score: float, labelled: bool) -> Verdict:

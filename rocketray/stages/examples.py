@@ -28,8 +28,8 @@ class FirstExamples:
     code = 1
 
     def __init__(
-        self, *, queries: str, qrels: str, passages: str, negatives: Literal["random", "run", "none"],
-        copies: int, seed: int, run: str | None = None,
+        self, *, queries: str, qrels: str, passages: str,
+        negatives: Literal["random", "run", "none"], copies: int, seed: int, run: str | None = None,
     ) -> None:  # fmt: skip
         self.queries = Version.open(queries)
         self.positives = positives_of(Version.open(qrels).read())
@@ -88,8 +88,9 @@ class CrossExamples:
                 drawn = generator.permutation(len(pool))[: self.negatives]
                 chosen = [pool[i] for i in drawn]
                 missing = self.negatives - len(chosen)
-                chosen += draw(self.corpus, {*known, *chosen}, missing, self.seed, query)
-                filled += missing
+                more = draw(self.corpus, {*known, *chosen}, missing, self.seed, query)
+                chosen += more
+                filled += len(more)
                 if len(chosen) == self.negatives:
                     rows.append(example(query, positive, 0, chosen))
         return made(rows, {"filled": filled})
@@ -133,7 +134,9 @@ class HardExamples:
         facts = {"filled": 0, "without": 0}
         for query, passages, ce_scores, verdicts, tail in zip(*columns, tails, strict=True):
             ce = dict(zip(passages, ce_scores, strict=True))
-            hard = [p for p, v in zip(passages, verdicts, strict=True) if v == Verdict.HARD_NEGATIVE]
+            hard = [
+                p for p, v in zip(passages, verdicts, strict=True) if v == Verdict.HARD_NEGATIVE
+            ]
             if source == "pseudo":
                 positives = [
                     p for p, v in zip(passages, verdicts, strict=True)

@@ -100,4 +100,5 @@ def _lists(values: np.ndarray) -> pa.ListArray:
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     flat = column.combine_chunks()
-    return flat.flatten().to_numpy().reshape(len(flat), -1)
+    matrix: np.ndarray = flat.flatten().to_numpy().reshape(len(flat), -1)
+    return matrix

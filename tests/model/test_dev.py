@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dev import Dev, cross_mrr, dual_mrr, reciprocal_rank
+from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.trainer import Trainer
 from tests.model.training_data import TrainingData
 
@@ -35,7 +38,9 @@ def test_a_model_that_gives_no_numbers_finds_nothing() -> None:
 
 def test_cross_encoder_reranks_its_candidates(data: TrainingData) -> None:
     run = Trainer(data.job("cross", data.folder, data.cross(dropout=0.0)), torch.device("cpu"))
-    dev, feed, model = data.dev(), run.feed, run.model.eval()
+    dev, feed, model = data.dev(), run.feed, run.model
+    assert isinstance(model, CrossEncoder)
+    model.eval()
     found = []
     for query, rows, relevant in zip(dev.queries, dev.candidates or [], dev.relevant, strict=True):
         rows = np.sort(rows)
@@ -51,8 +56,10 @@ def test_cross_encoder_reranks_its_candidates(data: TrainingData) -> None:
 
 def test_what_dev_lacks_is_said(data: TrainingData) -> None:
     run = Trainer(data.job("dual", data.folder, data.dual(dropout=0.0)), torch.device("cpu"))
+    model = run.model
+    assert isinstance(model, DualEncoder)
     dev = Dev(queries=np.arange(1), relevant=[np.arange(1)])
     with pytest.raises(ValueError, match="judged on a pool"):
-        dual_mrr(run.model, run.feed, dev)
+        dual_mrr(model, run.feed, dev)
     with pytest.raises(ValueError, match="judged on candidates"):
-        cross_mrr(run.model, run.feed, dev)
+        cross_mrr(mock.Mock(), run.feed, dev)

@@ -31,7 +31,7 @@ class TrainingData:
         passages = [" ".join(random.choice(WORDS[:-1], n)) for n in lengths]
         passages[7] += " poison"
         titles = [WORDS[i % 40] if i % 3 == 0 else "" for i in range(PASSAGES)]
-        queries = [" ".join(passages[i].split()[:2] + [WORDS[i]]) for i in range(QUERIES)]
+        queries = [" ".join([*passages[i].split()[:2], WORDS[i]]) for i in range(QUERIES)]
         tokenizer = Tokenizer(self.base)
         self.query_tokens = _version(folder, "queries", tokenizer.store_block(None, queries, 32))
         self.passage_tokens = _version(
