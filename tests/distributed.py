@@ -69,16 +69,22 @@ def _serve(end: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         rendezvous, rank, world, function, args = end.recv()
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{rendezvous}",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(seconds=SECONDS / 2),
-        )
         try:
+            _join(rendezvous, rank, world)
             answer = (True, function(*args))
         except BaseException:
             answer = (False, traceback.format_exc())
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         end.send(answer)
+
+
+def _join(rendezvous: Path, rank: int, world: int) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=SECONDS / 2),
+    )
+    dist.barrier()  # A quick worker must not leave while a slow one is still connecting.

@@ -30,6 +30,7 @@ PACKAGES = ("torch", "numpy", "pandas", "ray", "transformers", "pyarrow")
 more package of a user's neither changes the corpus nor costs time."""
 SKIPPED = re.compile(
     r"(^|\.)(tests?|testing|conftest|thirdparty_files|_vendor\w*|_pytest|benchmarks?|rllib"
+    r"|dashboard|generated|\w+_pb2(_grpc)?"
     # Near copies of each other, 2,500 files of them, filled in by decorators at run time.
     r"|transformers\.models)(\.|$)"
 )

@@ -141,7 +141,7 @@ def test_the_gradient_equals_a_dense_softmax_for_any_number_of_workers(
         for answers in [on_one, *on_two, *on_three]:
             assert answers[number][1:] == (pytest.approx(loss, rel=1e-12), masked)
             np.testing.assert_allclose(
-                answers[number][0], gradient, rtol=0, atol=1e-12 * np.linalg.norm(gradient)
+                answers[number][0], gradient, rtol=0, atol=1e-12 * float(np.linalg.norm(gradient))
             )
 
 

@@ -44,8 +44,8 @@ class TrainingData:
         """Initial weights of a dual encoder; settings as for `DualEncoder.create`."""
         path = self.folder / "-".join(["dual", *(f"{k}_{v}" for k, v in settings.items())])
         if not path.exists():
-            lengths = {"query_length": 16, "passage_length": 32}
-            DualEncoder.create(self.base, **lengths, **settings).save(path)
+            settings |= {"query_length": 16, "passage_length": 32}
+            DualEncoder.create(self.base, **settings).save(path)
         return path
 
     def cross(self, **settings: Any) -> Path:
