@@ -129,20 +129,33 @@ def cross_jobs(data: TrainingData, out: Path) -> list[Job]:
     return [job, replace(job, micro_shard=7)]
 
 
+def assert_equal(answers: list[Any], slow: list[Any]) -> None:
+    for (gradient, loss, masked), (slow_gradient, slow_loss, slow_masked) in zip(
+        answers, slow, strict=True
+    ):
+        assert (loss, masked) == (pytest.approx(slow_loss, rel=1e-12), slow_masked)
+        tolerance = 1e-12 * float(np.linalg.norm(slow_gradient))
+        np.testing.assert_allclose(gradient, slow_gradient, rtol=0, atol=tolerance)
+
+
 def test_the_gradient_equals_a_dense_softmax_for_any_number_of_workers(
     workers: Workers, data: TrainingData, tmp_path: Path
 ) -> None:
     duals, crosses = dual_jobs(data, tmp_path), cross_jobs(data, tmp_path)
     slow = [slow_dual(job) for job in duals] + [slow_cross(job) for job in crosses]
     assert [masked for _, _, masked in slow].count(0) == 3  # The others do test the mask.
-    on_one = gradients(duals + crosses)
-    on_two, on_three = (workers.run(n, gradients, duals + crosses) for n in (2, 3))
-    for number, (gradient, loss, masked) in enumerate(slow):
-        for answers in [on_one, *on_two, *on_three]:
-            assert answers[number][1:] == (pytest.approx(loss, rel=1e-12), masked)
-            np.testing.assert_allclose(
-                answers[number][0], gradient, rtol=0, atol=1e-12 * float(np.linalg.norm(gradient))
-            )
+    assert_equal(gradients(duals + crosses), slow)
+    for world in (2, 3):
+        for answers in workers.run(world, gradients, duals + crosses):
+            assert_equal(answers, slow)
+
+
+@pytest.mark.slow
+def test_the_gradient_on_four_workers(data: TrainingData, tmp_path: Path) -> None:
+    jobs, four = dual_jobs(data, tmp_path), Workers(4, tmp_path)
+    for answers in four.run(4, gradients, jobs):
+        assert_equal(answers, [slow_dual(job) for job in jobs])
+    four.stop()
 
 
 # The mistakes of published recipes: each must be seen by the comparison above.
@@ -250,6 +263,19 @@ def test_grad_cache_gives_the_same_bytes_with_dropout(data: TrainingData, tmp_pa
     train(kept)
     assert losses(cached) == losses(kept)
     assert_same_bytes(cached, kept)
+
+
+def test_bfloat16_forwards_stay_near_float32(data: TrainingData, tmp_path: Path) -> None:
+    weights = data.dual(dropout=0.1, similarity="cosine", temperature=0.1)
+    full, half = (
+        data.job("dual", tmp_path / name, weights, precision=name, learning_rate=1e-4)
+        for name in ("float32", "bfloat16")
+    )
+    train(full)
+    train(half)
+    assert losses(full) != losses(half)
+    assert losses(half) == pytest.approx(losses(full), rel=0.05)
+    assert {p.dtype for p in left(half).values()} == {torch.float32}
 
 
 def test_it_learns(data: TrainingData, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Whole runs as people start them, in processes of their own, and what they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ALONE = ("cluster.train.workers=0", "cluster.bulk.actors=0")
+"""Settings for a run without Ray: everything in one process."""
+PATIENCE = 240.0
+"""Seconds until a run must have come to where it is to be killed."""
+
+
+def start(
+    out: Path, *settings: str, recipe: str = "tiny", until: str | None = None
+) -> subprocess.Popen[bytes]:
+    """`rocketray run RECIPE --out OUT`; its output goes to OUT.log."""
+    command = [sys.executable, "-m", "rocketray.cli", "run", recipe, "--out", str(out)]
+    command += ["--until", until] if until else []
+    for setting in settings:
+        command += ["--set", setting]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def finish(out: Path, *settings: str, recipe: str = "tiny") -> str:
+    """Run to the end; returns all that was printed by this and earlier starts."""
+    process = start(out, *settings, recipe=recipe)
+    code = process.wait(timeout=900)
+    text = out.with_suffix(".log").read_text()
+    assert code == 0, text[-4000:]
+    return text
+
+
+def kill_at(out: Path, pattern: str, *settings: str, how: int = signal.SIGKILL) -> int:
+    """Start a run and end its driver once a file matches; returns the exit code."""
+    process = start(out, *settings)
+    deadline = time.monotonic() + PATIENCE
+    while not any(out.glob(pattern)):
+        assert process.poll() is None, f"{pattern}: {out.with_suffix('.log').read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"{pattern} did not come"
+        time.sleep(0.01)
+    process.send_signal(how)
+    return process.wait(timeout=120)
+
+
+def content(out: Path) -> dict[str, str]:
+    """sha256 of every file that must repeat: blocks, models, manifests, metrics, TREC runs."""
+    files = [out / "metrics.json", *out.glob("runs/*.trec")]
+    for pattern in ("blocks/*", "model/**/*", "manifest.json"):
+        files += [path for path in out.glob(f"stages/*/{pattern}") if path.is_file()]
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(files)
+    }

@@ -1,0 +1,93 @@
+"""cluster.yaml: valid for Ray's launcher, and without the defaults that would do harm."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+Config = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def written() -> Config:
+    """The file as it stands."""
+    config: Config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def config(written: Config) -> Config:
+    """The file as the launcher completes it with its own defaults. Asks no cloud."""
+    from ray.autoscaler._private.util import prepare_config
+
+    prepared: Config = prepare_config(written)
+    return prepared
+
+
+def test_the_launcher_accepts_it(config: Config) -> None:
+    from ray.autoscaler._private.util import validate_config
+
+    validate_config(config)
+
+
+def test_an_unknown_field_would_be_refused(written: Config) -> None:
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    with pytest.raises(ValidationError):
+        validate_config(prepare_config({**written, "max_wokers": 3}))
+
+
+def test_the_head_runs_no_work(config: Config) -> None:
+    assert config["head_node_type"] == "head"
+    assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_workers_are_spot_machines_from_zero(config: Config, name: str) -> None:
+    node = config["available_node_types"][name]
+    assert node["min_workers"] == 0
+    assert node["max_workers"] <= config["max_workers"]
+    assert node["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_gpus_are_on_gpu_workers_only(config: Config) -> None:
+    nodes = config["available_node_types"]
+    assert [name for name in nodes if "GPU" in nodes[name]["resources"]] == ["gpu"]
+
+
+@pytest.mark.parametrize("where", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_every_node_asks_for_the_token(config: Config, where: str) -> None:
+    starts = [command for command in config[where] if "ray start" in command]
+    assert starts
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+
+
+def test_the_dashboard_is_on_loopback(config: Config) -> None:
+    (start,) = (c for c in config["head_start_ray_commands"] if "ray start" in c)
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "--ray-client-server-port=0" in start
+    assert "0.0.0.0" not in str(config)
+
+
+def test_no_nightly_build_is_installed(config: Config) -> None:
+    assert "ray-wheels" not in str(config)
+    (install,) = (c for c in config["setup_commands"] if "pip install" in c)
+    assert "-c ~/rocketray-constraints.txt" in install
+
+
+def test_nodes_install_every_dependency(written: Config) -> None:
+    """The code travels with the job; what it imports must already be there."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]["quickstart"]
+    needed = {re.split(r"[<>=]", line)[0] for line in [*project["dependencies"], *extras]}
+    (install,) = (c for c in written["setup_commands"] if "pip install" in c)
+    words = install.replace('"', "").split()
+    assert needed <= set(words)

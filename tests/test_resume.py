@@ -1,0 +1,54 @@
+"""A run that was killed anywhere and started again leaves the bytes of one that was not."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ALONE, content, finish, kill_at
+
+PLACES = (
+    "stages/passages-*/receipts/00003.json",
+    "stages/dual_0-*/checkpoints/step-00000004/state.json",
+    "stages/dual_0_embeddings-*/receipts/00002.json",
+    "stages/cross-*/checkpoints/step-00000010/state.json",
+    "stages/dual_0_train_scored-*/receipts/00002.json",
+    "stages/dual_2-*/checkpoints/step-00000008/state.json",
+    "stages/dual_2_test_scored-*/receipts/00001.json",
+)
+"""In the middle of a bulk stage or of a training, one after another."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_seven_places(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(undisturbed, *ALONE)
+    for place in PLACES:
+        assert kill_at(killed, place, *ALONE) == -signal.SIGKILL
+    text = finish(killed, *ALONE)
+    assert content(killed) == content(undisturbed)
+    last = text.rpartition("rocketray: recipe tiny")[2]
+    assert "dual_1                     finished before, skipped" in last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_driver_killed_while_ray_trains_and_scores(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(undisturbed)
+    kill_at(killed, "stages/dual_0-*/checkpoints/step-00000008/state.json")
+    kill_at(killed, "stages/dual_0_train_scored-*/receipts/00001.json")
+    finish(killed)
+    assert content(killed) == content(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    place = "stages/dual_0-*/checkpoints/step-00000004/state.json"
+    assert kill_at(out, place, *ALONE, how=signal.SIGINT) == 130
+    assert "The same command goes on from here" in out.with_suffix(".log").read_text()
