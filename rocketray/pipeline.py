@@ -171,12 +171,15 @@ def _ingest_rows(
         "queries": _cuts([*dataset.queries, *dataset.unlabelled], blocks.queries, scratch),
     }
     named = ingest.named_queries(dataset.qrels.values())
+    labelled = scratch / "labelled.npy"  # A path: what Ray carries to an actor must stay small.
+    scratch.mkdir(parents=True, exist_ok=True)
+    np.save(labelled, named)
     specs = [
         Spec(
             name=name,
             stage=ingest.Ingest,
             settings={"table": name},
-            given={"labelled": named if name == "queries" else None},
+            given={"labelled": str(labelled) if name == "queries" else None},
             also={"rows": [c.rows for c in found], "files": _digest(keys)},
             items=found,
             keys=keys,
@@ -252,10 +255,10 @@ def _ingest_qrels(
     if share:
         names = queries.read()["qid"].to_pylist()
         read["train"], read["hidden"] = ingest.hide_labels(train, names, share, flow.recipe.seed)
-    return {split: _table(flow, f"qrels_{split}", table) for split, table in read.items()}
+    return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}
 
 
-def _table(flow: Workflow, name: str, table: pa.Table, rows: int | None = None) -> Version:
+def as_version(flow: Workflow, name: str, table: pa.Table, rows: int | None = None) -> Version:
     """A table this process has at hand, as a version: its identity is its content."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -289,7 +292,7 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
     rows["unlabelled"] = schema.sample(free, recipe.augment.queries, recipe.seed)
     size = recipe.blocks.queries
     return {
-        name: _table(flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size)
+        name: as_version(flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size)
         for name, found in rows.items()
         if len(found)
     }
@@ -353,39 +356,44 @@ def tokenise(
 ) -> tuple[Tokens, Tokens]:
     """Token stores for both models: one where they share a tokenizer."""
     told = flow.recipe.model
-    folders = {"": _tokenizer_of(dual), "cross_": _tokenizer_of(cross)}
-    limits = {
-        "": (told.dual.query_length, told.dual.passage_length),
-        "cross_": (told.cross.length, told.cross.length),
-    }
-    marks = {name: Tokenizer(folder).fingerprint for name, folder in folders.items()}
-    if marks[""] == marks["cross_"]:
-        limits = {
-            "": (max(limits[""][0], limits["cross_"][0]), max(limits[""][1], told.cross.length))
-        }
+    folders = tokenizer_of(dual), tokenizer_of(cross)
+    limits = (told.dual.query_length, told.dual.passage_length), (told.cross.length,) * 2
+    if Tokenizer(folders[0]).fingerprint == Tokenizer(folders[1]).fingerprint:
+        longest = max(limits[0][0], limits[1][0]), max(limits[0][1], limits[1][1])
+        (both,) = token_stores(flow, tables, {"": (folders[0], longest)})
+        return both, both
+    wanted = dict(zip(("", "cross_"), zip(folders, limits, strict=True), strict=True))
+    dual_tokens, cross_tokens = token_stores(flow, tables, wanted)
+    return dual_tokens, cross_tokens
+
+
+def token_stores(
+    flow: Workflow, tables: Tables, wanted: Mapping[str, tuple[Path, tuple[int, int]]]
+) -> list[Tokens]:
+    """Token ids of both tables, by prefix of the stage's name: a tokenizer's folder, and how many
+    tokens of a query and of a passage are kept."""
     specs = [
         Spec(
             name=f"{prefix}{name}_tokens",
             stage=Tokenise,
             inputs={"table": table},
             settings={"limit": limit},
-            given={"tokenizer": str(folders[prefix])},
-            also={"tokenizer_files": marks[prefix]},
+            given={"tokenizer": str(folder)},
+            also={"tokenizer_files": Tokenizer(folder).fingerprint},
             over="table",
             unit=unit,
         )
-        for prefix, pair in limits.items()
+        for prefix, (folder, limits) in wanted.items()
         for name, table, limit, unit in (
-            ("query", tables.queries, pair[0], "queries"),
-            ("passage", tables.passages, pair[1], "passages"),
+            ("query", tables.queries, limits[0], "queries"),
+            ("passage", tables.passages, limits[1], "passages"),
         )
     ]
     made = flow.bulk(*specs)
-    stores = [Tokens(made[i], made[i + 1]) for i in range(0, len(made), 2)]
-    return stores[0], stores[-1]
+    return [Tokens(made[i], made[i + 1]) for i in range(0, len(made), 2)]
 
 
-def _tokenizer_of(model: Version) -> Path:
+def tokenizer_of(model: Version) -> Path:
     """Where a model folder keeps its tokenizer: two towers keep one each, the same."""
     folder = model.path / "model"
     return folder if (folder / "tokenizer.json").is_file() else folder / "query"
@@ -663,7 +671,7 @@ def cross_examples(
     table = examples.read()
     chosen = schema.sample(np.unique(table["query"].to_numpy()), told.queries, flow.recipe.seed)
     kept = table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
-    return _table(flow, "cross_chosen_examples", kept)
+    return as_version(flow, "cross_chosen_examples", kept)
 
 
 def hard_examples(
@@ -703,7 +711,7 @@ def hard_examples(
 def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Version:
     """Train a dual encoder from the initial weights."""
     told: DualStep = getattr(flow.recipe.steps, step)
-    dev = _dual_dev(flow, ready)
+    dev = dual_dev(flow, ready.tables)
     extra = {name: getattr(told, name) for name in ("in_batch", "mask_known", "grad_cache")}
     inputs = {
         "weights": ready.dual,
@@ -791,9 +799,8 @@ def _show(meter: Any) -> Any:
     return lambda line: meter.at(line["step"], f"loss {line['loss']:.3f}")
 
 
-def _dual_dev(flow: Workflow, ready: Ready) -> Dev | None:
+def dual_dev(flow: Workflow, tables: Tables) -> Dev | None:
     """Dev questions against their own positives and random passages."""
-    tables = ready.tables
     if "dev" not in tables.chosen:
         return None
     queries = tables.chosen["dev"].read()["query"].to_numpy()

@@ -149,6 +149,8 @@ class Workflow:
     # ---- around making
 
     def _before(self, name: str, identity: Mapping[str, Any]) -> tuple[Draft, Version | None]:
+        if self.until in self.made:
+            raise Finished
         draft, found = self.folder.draft(name, identity), self.folder.finished(name, identity)
         if found:
             self.skipped.append(name)
@@ -167,8 +169,6 @@ class Workflow:
         self.folder.check_writer()
         self.folder.set_current(version)
         self.made[version.name] = version
-        if self.until == version.name:
-            raise Finished
         return version
 
     def _verify(self, inputs: Any) -> None:

@@ -68,13 +68,11 @@ def test_overrides_win_and_the_last_one_counts() -> None:
         ("steps.dual_0.learning_rate=1e-4", "steps.dual_0.learning_rate", 1e-4),
         ("denoise.off=true", "denoise.off", True),
         ("model.dual.layers=null", "model.dual.layers", None),
-        ("model.dual.query_prompt=query: ", "model.dual.query_prompt", "query: "),
+        ('model.dual.query_prompt="query: "', "model.dual.query_prompt", "query: "),
         (" seed = 5 ", "seed", 5),
     ],
 )
 def test_the_value_of_an_override_is_yaml(override: str, field: str, value: object) -> None:
-    if "prompt" in override:
-        override = 'model.dual.query_prompt="query: "'
     found: object = load("tiny", [override])
     for name in field.split("."):
         found = getattr(found, name)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -154,9 +155,9 @@ def _quiet_ray_data() -> None:
 
 def _set_threads(threads: int) -> None:
     # One thread per worker: as fast on all cores together, and sums do not depend on the machine.
-    import torch
-
-    torch.set_num_threads(threads)
+    # Stages that need no torch have not imported it by now, and starting them stays quick.
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
 
 
 def _name() -> str:

@@ -44,7 +44,8 @@ def _last(layer: Any, hidden_BTD: torch.Tensor, mask_B11T: torch.Tensor) -> torc
     first_B1D = hidden_BTD[:, :1]
 
     def heads(x: torch.Tensor) -> torch.Tensor:  # [B, T, D] -> [B, H, T, D / H]
-        return x.unflatten(-1, (inner.num_attention_heads, -1)).transpose(1, 2)
+        split: torch.Tensor = x.unflatten(-1, (inner.num_attention_heads, -1))
+        return split.transpose(1, 2)
 
     context_BH1d = nn.functional.scaled_dot_product_attention(
         heads(inner.query(first_B1D)),

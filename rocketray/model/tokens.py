@@ -16,7 +16,7 @@ sentence-transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -146,11 +146,24 @@ class TokenStore:
     def __init__(self, versions: str | Path | Sequence[str | Path]) -> None:
         paths = [versions] if isinstance(versions, str | Path) else versions
         self.paths = [Path(path) for path in paths]
-        self._blocks = list(_open_blocks(self.paths))
-        self._first_rows = np.array([block.first_row for block in self._blocks], np.int64)
-        self.rows = sum(len(block.titles) for block in self._blocks)
+        self._hold(list(_open_blocks(self.paths)))
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> TokenStore:
+        """A store of texts that are in no version, such as a question just asked: one
+        `Tokenizer.store_block`, in memory. It stays in its process."""
+        store = cls([])
+        store._hold([_Block(0, arrays["ids"], arrays["offsets"], arrays["titles"])])
+        return store
+
+    def _hold(self, blocks: list[_Block]) -> None:
+        self._blocks = blocks
+        self._first_rows = np.array([block.first_row for block in blocks], np.int64)
+        self.rows = sum(len(block.titles) for block in blocks)
 
     def __reduce__(self) -> tuple[type[TokenStore], tuple[list[Path]]]:
+        if self.rows and not self.paths:
+            raise TypeError("A token store in memory has no path to pickle.")
         return TokenStore, (self.paths,)
 
     def __len__(self) -> int:
@@ -311,12 +324,8 @@ class Assembler:
 
     def texts(self, texts: Sequence[str], limit: int, prompt: str = "") -> Batch:
         """[CLS] prompt text [SEP] of texts that are in no store, such as a question just asked."""
-        ids = self.tokenizer.ids(texts, limit)
-        lengths_R = np.fromiter(map(len, ids), np.int64, len(ids))
-        flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_R.sum()))
-        starts_R = np.cumsum(lengths_R) - lengths_R
-        plan = self._plan_single(lengths_R, limit, prompt)
-        return self._lay_out(plan, _none, lambda take_R: flat[_spans(starts_R, take_R)], prompt)
+        store = TokenStore.of(self.tokenizer.store_block(None, texts, limit))
+        return self.queries(store, np.arange(store.rows), limit, prompt)
 
     def query_lengths(
         self, store: TokenStore, rows: np.ndarray, limit: int, prompt: str = ""

@@ -379,8 +379,11 @@ class Ingest:
 
     code = 1
 
-    def __init__(self, *, table: Literal["passages", "queries"], labelled: Hashes | None) -> None:
-        self.ingest = IngestPassages() if table == "passages" else IngestQueries(labelled)
+    def __init__(self, *, table: Literal["passages", "queries"], labelled: str | None) -> None:
+        """`labelled`: for queries, a file of `named_queries`."""
+        self.ingest: IngestPassages | IngestQueries = IngestPassages()
+        if table == "queries":
+            self.ingest = IngestQueries(np.load(labelled) if labelled else None)
 
     def __call__(self, item: Cut) -> Made:
         found = self.ingest(item)

@@ -1,0 +1,134 @@
+"""Plots as inline SVG: no script, sharp at any size, the page's own ink in light and dark.
+
+The same numbers give the same bytes: a fixed salt for ids, no date, text left as text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from rocketray.report.curves import Curve, smooth, thin
+from rocketray.report.denoised import EDGES, Denoised
+from rocketray.schema import Verdict
+
+INK = "#010203"
+"""Stands for the page's text colour, put in when the SVG is written."""
+
+BLUE, ORANGE = "#2f7fd1", "#d9662b"
+"""At least 3:1 against both of the page's backgrounds, and apart for colour-blind readers."""
+
+STYLE = {
+    "svg.fonttype": "none",  # Text stays text: small, selectable, read aloud.
+    "svg.hashsalt": "rocketray",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "legend.frameon": False,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def training(name: str, curve: Curve) -> Markup:
+    """Loss by step above, dev MRR@10 below where the run has dev questions."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        if len(curve.dev_steps):
+            top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 2])
+            _dev(bottom, curve)
+        else:
+            top = bottom = figure.subplots()
+        _loss(top, curve)
+        bottom.set_xlabel("step")
+        bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure, f"curve-{name}", f"{name}: {_words(curve)}")
+
+
+def ce_scores(denoised: Denoised, thresholds: Mapping[str, float]) -> Markup:
+    """How the cross-encoder scored labelled and unlabelled passages, and where the cuts are."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_yscale("log")
+        unlabelled, labelled = denoised.unlabelled, denoised.labelled
+        # Below one passage there is nothing: half a passage is the floor of the log axis.
+        axes.stairs(unlabelled, EDGES, baseline=0.5, fill=True, color=BLUE, label="unlabelled")
+        axes.stairs(labelled, EDGES, baseline=0.5, color=ORANGE, lw=1.6, label="labelled positive")
+        for (label, value), dashes in zip(thresholds.items(), ("--", ":"), strict=False):
+            axes.axvline(value, color=INK, ls=dashes, lw=1.2, label=f"{label} {value:g}")
+        top = 2 * max(unlabelled.max(), labelled.max())
+        axes.set(xlim=(0, 1), ylim=(0.5, top), xlabel="ce_score", ylabel="passages (log)")
+        figure.legend(loc="outside upper center", ncols=2)
+        cuts = ", ".join(f"{label} {value:g}" for label, value in thresholds.items())
+        words = (
+            f"Histogram of ce_scores: {labelled.sum():,} labelled positives,"
+            f" {unlabelled.sum():,} unlabelled passages"
+        )
+        return _svg(figure, "ce-scores", f"{words}; thresholds: {cuts}" if cuts else words)
+
+
+def removed_by_rank(denoised: Denoised) -> Markup:
+    """Share of unlabelled passages taken out of the negatives, by rank and reason."""
+    false, unsure = (
+        denoised.shares(verdict) for verdict in (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN)
+    )
+    total = false + unsure
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        axes = figure.subplots()
+        edges = np.arange(len(total) + 1) + 0.5
+        axes.stairs(total, edges, fill=True, color=BLUE, label="uncertain")
+        axes.stairs(false, edges, fill=True, color=ORANGE, label="likely false negative")
+        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank in dual_0's run", ylabel="removed")
+        axes.set_ylim(0, 1.1 * total.max() or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.legend(loc="outside upper center", ncols=2)
+        words = f"Share removed by rank: {total[0]:.1%} at rank 1, {total[-1]:.1%} at {len(total)}"
+        return _svg(figure, "removed-by-rank", words)
+
+
+def _loss(axes: Axes, curve: Curve) -> None:
+    steps = thin(curve.steps)
+    axes.plot(steps, thin(curve.losses), color=BLUE, lw=0.7, alpha=0.35)
+    axes.plot(steps, thin(smooth(curve.losses)), color=BLUE, lw=1.6)
+    axes.set_ylabel("loss")
+
+
+def _dev(axes: Axes, curve: Curve) -> None:
+    axes.plot(curve.dev_steps, curve.dev_mrr, color=ORANGE, marker="o", ms=4, lw=0.8)
+    axes.set_ylim(0, 1.15 * curve.dev_mrr.max() or 1)
+    axes.set_ylabel("dev MRR@10")
+
+
+def _words(curve: Curve) -> str:
+    words = f"loss from {curve.losses[0]:.3f} to {curve.losses[-1]:.3f} in {curve.steps[-1]:,.0f} steps"
+    return f"{words}, best dev MRR@10 {curve.dev_mrr.max():.4f}" if len(curve.dev_mrr) else words
+
+
+def _svg(figure: Figure, name: str, label: str) -> Markup:
+    """An <svg> element for the middle of a page: sized by it, with ids of its own."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    head, body = text.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box, "matplotlib always writes a viewBox"
+    # Several SVGs share one page: their ids must differ. Inside HTML no namespace is needed.
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body).replace("xlink:href", "href")
+    body = body.replace(INK, "currentColor")
+    return Markup(f'<svg role="img" aria-label="{escape(label)}" {box.group()}>{body}')

@@ -1,0 +1,146 @@
+"""Score: the cross-encoder's word on the top of a run; what is known is not asked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rocketray.artifacts import Made
+from rocketray.schema import PAIRS, SCORED
+from rocketray.stages import score
+from rocketray.stages.score import PairScores, Score, hashes
+from tests.stages.conftest import Small
+from tests.versions import run, table, version
+
+RUN = run((0, [3, 1, 7]), (2, []), (4, [9, 0]))
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def scored(small: Small, folder: Path, known: list[str] | None = None, depth: int = 2) -> Made:
+    stage = Score(
+        cross=str(small.cross),
+        run=version(folder / "run", RUN),
+        query_tokens=small.query_tokens,
+        passage_tokens=small.passage_tokens,
+        depth=depth,
+        known=known or [],
+    )
+    return stage(0)
+
+
+def kept(made: Made, path: Path) -> str:
+    pq.write_table(made.parts["pairs"], path)
+    return str(path)
+
+
+class Asked:
+    """Stands for the cross-encoder: remembers which pairs it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pairs: list[tuple[int, int]] = []
+        monkeypatch.setattr(score, "score_pairs", self)
+
+    def __call__(self, model: Any, assembler: Any, queries: Any, q: Any, passages: Any, p: Any) -> Any:
+        self.pairs += zip(q.tolist(), p.tolist(), strict=True)
+        return (q * 100 + p).astype(np.float32) / 1000
+
+
+def test_the_first_of_each_list_are_scored(small: Small, tmp_path: Path) -> None:
+    made = scored(small, tmp_path)
+    found = made.parts["table"]
+    assert found.schema == SCORED
+    assert found["query"].to_pylist() == [0, 2, 4]
+    assert found["passages"].to_pylist() == [[3, 1], [], [9, 0]]
+    assert found["scores"].to_pylist() == [[0, -1], [], [0, -1]]
+    ce_scores = [ce for row in found["ce_scores"].to_pylist() for ce in row]
+    assert len(ce_scores) == 4
+    assert all(0 < ce < 1 for ce in ce_scores)
+    assert made.facts == {"pairs": 4, "known": 0}
+
+
+def test_each_score_goes_to_its_own_pair(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    found = scored(small, tmp_path, depth=3).parts["table"]
+    assert asked.pairs == [(0, 3), (0, 1), (0, 7), (4, 9), (4, 0)]
+    expected = [[0.003, 0.001, 0.007], [], [0.409, 0.4]]
+    for row, values in zip(found["ce_scores"].to_pylist(), expected, strict=True):
+        assert row == pytest.approx(values)
+
+
+def test_known_pairs_are_read_and_only_new_ones_asked(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    first = scored(small, tmp_path)
+    asked.pairs.clear()
+    more = scored(small, tmp_path, [kept(first, tmp_path / "pairs.parquet")], depth=3)
+    assert asked.pairs == [(0, 7)]
+    assert more.facts == {"pairs": 5, "known": 4}
+    assert len(more.parts["pairs"]) == 1
+    files = [kept(first, tmp_path / "pairs.parquet"), kept(more, tmp_path / "more.parquet")]
+    asked.pairs.clear()
+    again = scored(small, tmp_path, files, depth=3)
+    assert asked.pairs == []
+    assert again.parts["table"] == more.parts["table"]
+    assert len(again.parts["pairs"]) == 0
+
+
+def test_a_pair_is_known_by_its_texts(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passages 3 and 8 have the same title and text, so one score serves both."""
+    Asked(monkeypatch)
+    known = kept(scored(small, tmp_path), tmp_path / "pairs.parquet")
+    store, queries = PairScores([known]), hashes(small.query_tokens)
+    passages = hashes(small.passage_tokens)
+    found = store.find(queries[[0, 0, 0]], passages[[3, 8, 11]])
+    assert found == pytest.approx([0.003] * 3)
+
+
+# ------------------------------------------------------------------------------------ the store
+
+
+def store_of(folder: Path, *rows: tuple[int, int, float]) -> PairScores:
+    pq.write_table(table(PAIRS, *rows), folder / "pairs.parquet")
+    return PairScores([str(folder / "pairs.parquet")])
+
+
+def find(store: PairScores, *pairs: tuple[int, int]) -> list[float]:
+    columns = zip(*pairs, strict=True)
+    found = store.find(*(np.array(column, np.uint64) for column in columns))
+    assert found.dtype == np.float32
+    return [float(value) for value in found]
+
+
+def test_lookups(tmp_path: Path) -> None:
+    store = store_of(tmp_path, (1, 2, 0.25), (2**64 - 1, 2**63, 0.5), (0, 0, 0.75))
+    found = find(store, (0, 0), (1, 2), (2, 1), (2**64 - 1, 2**63), (1, 0))
+    np.testing.assert_equal(found, [0.75, 0.25, np.nan, 0.5, np.nan])
+
+
+def test_an_empty_store_knows_nothing() -> None:
+    np.testing.assert_equal(find(PairScores([]), (1, 2)), [np.nan])
+
+
+def test_of_two_scores_for_a_pair_the_first_counts(tmp_path: Path) -> None:
+    assert find(store_of(tmp_path, (1, 2, 0.25), (1, 2, 0.5)), (1, 2)) == [0.25]
+
+
+def test_pairs_whose_mixed_keys_collide_never_get_each_others_score(tmp_path: Path) -> None:
+    collides = (1 ^ (2 * GOLDEN) ^ (3 * GOLDEN)) % 2**64
+    store = store_of(tmp_path, (1, 2, 0.25))
+    np.testing.assert_equal(find(store, (1, 2), (collides, 3)), [0.25, np.nan])
+
+
+def test_files_with_foreign_columns_are_refused(tmp_path: Path) -> None:
+    odd = pa.table({"query_hash": pa.array(["a"]).dictionary_encode()})
+    pq.write_table(odd, tmp_path / "odd.parquet")
+    with pytest.raises(Exception, match="foreign type"):
+        PairScores([str(tmp_path / "odd.parquet")])

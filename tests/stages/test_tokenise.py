@@ -1,0 +1,45 @@
+"""Tokenise: ids as the tokenizer gives them, and one hash per text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rocketray.artifacts import Version
+from rocketray.model.tokens import Tokenizer, TokenStore
+from rocketray.schema import PASSAGES
+from rocketray.stages.tokenise import Tokenise, text_hashes
+from tests.stages.conftest import Small
+from tests.versions import table, version
+
+
+def test_ids_are_the_tokenizers(small: Small) -> None:
+    store, tokenizer = TokenStore(small.passage_tokens), Tokenizer(small.tokenizer)
+    passages = Version.open(small.passages).read()
+    titles, texts = passages["title"].to_pylist(), passages["text"].to_pylist()
+    assert store.rows == 12
+    for row, (title, text) in enumerate(zip(titles, texts, strict=True)):
+        assert store.title(row).tolist() == tokenizer.ids([title], 24)[0]
+        assert store.text(row).tolist() == tokenizer.ids([text], 24)[0]
+
+
+def test_queries_have_no_titles(small: Small) -> None:
+    made = Tokenise(tokenizer=small.tokenizer, table=small.queries, limit=24)(0)
+    assert made.rows == 5
+    assert not np.asarray(made.parts["titles"]).any()
+    assert made.facts == {"tokens": 2 + 3 + 1 + 3 + 2}
+
+
+def test_hashes_are_of_title_and_text_not_of_the_id(small: Small, tmp_path: Path) -> None:
+    rows = [("a", "red", "dog"), ("b", "red", "dog"), ("c", "", "red dog"), ("d", "red dog", "")]
+    path = version(tmp_path / "passages", table(PASSAGES, *rows))
+    made = Tokenise(tokenizer=small.tokenizer, table=path, limit=24)(0)
+    a, b, c, d = np.asarray(made.parts["hashes"]).tolist()
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+def test_hashes_repeat_everywhere() -> None:
+    assert text_hashes(["", "caf\u00e9"]).tolist() == [0xE6BE99B86A1B57E4, 0]
+    assert text_hashes([]).shape == (0,)

@@ -1,0 +1,99 @@
+"""What the documentation names is there, and the paper's recipes give a source for every number."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rocketray import recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+SOURCE = re.compile(r"#.*(\[P|\[C|ours:)")
+
+
+def tree(page: str) -> list[str]:
+    """Paths in a page's file tree: the fenced block that begins with a folder's line."""
+    (block,) = re.findall(r"```text\n(rocketray/ .*?)```", page, re.DOTALL)
+    folders: list[str] = []
+    paths = []
+    for line in block.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], name]
+        paths.append("".join(folders))
+    return paths
+
+
+@pytest.mark.parametrize("path", tree(README))
+def test_the_file_tree_is_real(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_the_file_tree_has_every_module() -> None:
+    modules = [p.relative_to(ROOT).as_posix() for p in (ROOT / "rocketray").glob("*.py")]
+    assert sorted(set(modules) - set(tree(README))) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!http|#)([^)#]+)", text)
+    assert [t for t in targets if not ((ROOT / page).parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_shipped_recipes(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"(?:rocketray run|jobs/run\.py) ([a-z]\w*)", text)
+    assert set(named) <= set(recipe.names())
+
+
+@pytest.mark.parametrize("name", ["msmarco", "nq", "quickstart", "small", "tiny"])
+def test_the_readme_names_every_recipe(name: str) -> None:
+    assert name in recipe.names()
+    assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_set_options_name_real_fields(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for override in re.findall(r"--set (\w+\.[\w.]+=[\w.-]+)", text):
+        recipe.load("tiny", [override])
+
+
+@pytest.mark.parametrize("name", ["msmarco", "nq"])
+def test_every_value_of_a_paper_recipe_has_a_source(name: str) -> None:
+    """On its own line, or (weights) in the comment above it."""
+    lines = (ROOT / "rocketray" / "recipes" / f"{name}.yaml").read_text("utf-8").splitlines()
+    valued = [
+        (above, line)
+        for above, line in zip(["", *lines], lines, strict=False)
+        if re.match(r"\s*\w+: *[^#\s]", line) and not line.startswith("name:")
+    ]
+    assert len(valued) > 60
+    without = [
+        line
+        for above, line in valued
+        if not SOURCE.search(line) and not (line.lstrip().startswith("weights:") and "#" in above)
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", ["msmarco", "nq"])
+def test_a_paper_recipe_leaves_no_training_number_to_defaults(name: str) -> None:
+    """A default that changes later must not change what claims to be the paper's."""
+    text = (ROOT / "rocketray" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    written = yaml.safe_load(text)["steps"]
+    whole = recipe.load(name).steps.model_dump()
+    absent = {
+        f"{step}.{field}"
+        for step, fields in whole.items()
+        for field, value in fields.items()
+        if value is not None and field not in written[step]
+    }
+    assert absent == set()

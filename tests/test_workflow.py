@@ -1,0 +1,271 @@
+"""Making versions: skipped when finished, made again for a reason, adopted when equal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from rocketray.artifacts import RunFolder, Superseded, Version
+from rocketray.errors import UserError
+from rocketray.progress import Display
+from rocketray.recipe import Recipe, load
+from rocketray.workflow import Finished, Spec, Workflow, followed
+from tests.toys import Double
+
+
+@pytest.fixture(autouse=True)
+def made() -> Iterator[list[Any]]:
+    Double.made.clear()
+    yield Double.made
+
+
+def recipe() -> Recipe:
+    return load("tiny", ["cluster.bulk.actors=0", "cluster.train.workers=0"])
+
+
+def workflow(folder: Path, **options: Any) -> Workflow:
+    console = Console(file=io.StringIO(), width=200)
+    return Workflow(recipe(), RunFolder(folder / "run"), Display(console), **options)
+
+
+def said(flow: Workflow) -> str:
+    file = flow.display.console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def numbers(flow: Workflow, blocks: Sequence[Sequence[int]]) -> Version:
+    parts = [{"table": pa.table({"n": pa.array(block, pa.int64())})} for block in blocks]
+    return flow.small("numbers", {"content": [list(b) for b in blocks]}, lambda: list(parts))
+
+
+def double(flow: Workflow, source: Version, name: str = "double", **settings: Any) -> Version:
+    spec = Spec(
+        name=name, stage=Double, inputs={"table": source}, settings=settings, over="table"
+    )
+    return flow.bulk(spec)[0]
+
+
+# ------------------------------------------------------------------------------ making, skipping
+
+
+def test_a_stage_maps_the_blocks_of_its_input(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1, 2], [3]]))
+    assert version.read()["n"].to_pylist() == [2, 4, 6]
+    assert [block.rows for block in version.blocks] == [2, 1]
+    assert version.facts == {"numbers": 3}
+    assert list(flow.made) == ["numbers", "double"]
+    assert set(flow.folder.current()) == {"numbers", "double"}
+
+
+def test_the_same_again_is_skipped(tmp_path: Path, made: list[Any]) -> None:
+    for _ in range(2):
+        flow = workflow(tmp_path)
+        double(flow, numbers(flow, [[1], [2]]), factor=3)
+    assert made == [0, 1]
+    assert flow.skipped == ["numbers", "double"]
+    assert said(flow).count("finished before, skipped") == 2
+
+
+def test_a_changed_setting_makes_it_again_and_says_why(tmp_path: Path, made: list[Any]) -> None:
+    for factor in (2, 3):
+        flow = workflow(tmp_path)
+        version = double(flow, numbers(flow, [[1]]), factor=factor)
+    assert version.read()["n"].to_pylist() == [3]
+    assert flow.skipped == ["numbers"]
+    assert "double                     again, because recipe.factor 2 -> 3" in said(flow)
+    flow = workflow(tmp_path)
+    assert double(flow, numbers(flow, [[1]]), factor=2).read()["n"].to_pylist() == [2]
+    assert len(made) == 2
+
+
+def test_what_is_only_given_is_no_part_of_the_identity(tmp_path: Path, made: list[Any]) -> None:
+    for place in ("here", "there"):
+        flow = workflow(tmp_path)
+        source = numbers(flow, [[1]])
+        spec = Spec(
+            name="double", stage=Double, inputs={"table": source}, over="table",
+            given={"place": place},
+        )  # fmt: skip
+        flow.bulk(spec)
+    assert made == [0]
+
+
+def test_new_code_makes_it_again(
+    tmp_path: Path, made: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in (1, 2):
+        monkeypatch.setattr(Double, "code", code)
+        flow = workflow(tmp_path)
+        double(flow, numbers(flow, [[1]]))
+    assert made == [0, 0]
+    assert "again, because code 1 -> 2" in said(flow)
+
+
+def test_frozen_refuses_instead(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1]]), factor=2)
+    flow = workflow(tmp_path, frozen=True)
+    source = numbers(flow, [[1]])
+    with pytest.raises(UserError, match=r"^--frozen: double .* again: recipe\.factor 2 -> 3\.$"):
+        double(flow, source, factor=3)
+    double(flow, source, name="more")
+
+
+def test_a_killed_stage_goes_on_with_what_is_missing(tmp_path: Path, made: list[Any]) -> None:
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1], [2], [3]]))
+    (version.path / "manifest.json").unlink()
+    (version.path / "receipts" / "00001.json").unlink()
+    made.clear()
+    flow = workflow(tmp_path)
+    again = double(flow, numbers(flow, [[1], [2], [3]]))
+    assert made == [1]
+    assert again.manifest == version.manifest
+
+
+def test_several_stages_at_once(tmp_path: Path, made: list[Any]) -> None:
+    flow = workflow(tmp_path)
+    source = numbers(flow, [[1], [2]])
+    double(flow, source, name="a")
+    specs = [
+        Spec(name=name, stage=Double, inputs={"table": source}, over="table") for name in "abc"
+    ]
+    made.clear()
+    assert [version.name for version in flow.bulk(*specs)] == ["a", "b", "c"]
+    assert made == [0, 1, 0, 1]
+
+
+# --------------------------------------------------------------------------------------- adoption
+
+
+def test_appended_rows_make_only_their_own_blocks(tmp_path: Path, made: list[Any]) -> None:
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1], [2]]))
+    made.clear()
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1], [2], [3]]))
+    assert made == [2]
+    assert version.read()["n"].to_pylist() == [2, 4, 6]
+
+
+def test_a_changed_block_alone_is_made_again(tmp_path: Path, made: list[Any]) -> None:
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1], [2], [3]]))
+    made.clear()
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1], [7], [3]]))
+    assert made == [1]
+    assert version.read()["n"].to_pylist() == [2, 14, 6]
+
+
+def test_another_setting_adopts_nothing(tmp_path: Path, made: list[Any]) -> None:
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1], [2]]), factor=2)
+    made.clear()
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1], [2], [3]]), factor=5)
+    assert made == [0, 1, 2]
+
+
+# -------------------------------------------------------------------------------- stopping, damage
+
+
+def test_until_stops_after_the_stage_made_or_skipped(tmp_path: Path) -> None:
+    for _ in range(2):
+        flow = workflow(tmp_path, until="double")
+        source = numbers(flow, [[1]])
+        with pytest.raises(Finished):
+            double(flow, source)
+        assert "double" in flow.folder.current()
+
+
+def test_a_damaged_input_is_found_before_it_is_read(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1]]))
+    path = version.path / "blocks" / "00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    path.write_bytes(content)
+    flow = workflow(tmp_path)
+    source = double(flow, numbers(flow, [[1]]))
+    with pytest.raises(UserError, match=f"{path} differs from its manifest: expected sha256"):
+        double(flow, source, name="quadruple")
+
+
+def test_the_cure_for_damage_works(tmp_path: Path) -> None:
+    """Removing the folder, as the message says, makes the stage again."""
+    import shutil
+
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1]]))
+    shutil.rmtree(version.path)
+    flow = workflow(tmp_path)
+    assert double(flow, numbers(flow, [[1]])).manifest == version.manifest
+
+
+def test_who_was_taken_over_makes_nothing_current(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    flow.folder.claim()
+    source = numbers(flow, [[1]])
+    RunFolder(flow.folder.path).claim(take_over=True)
+    with pytest.raises(Superseded):
+        double(flow, source)
+    assert set(flow.folder.current()) == {"numbers"}
+
+
+def test_a_user_error_names_no_stage_as_finished(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    source = numbers(flow, [[1], [13]])
+    with pytest.raises(UserError, match="13 is unlucky"):
+        double(flow, source)
+    assert set(flow.folder.current()) == {"numbers"}
+
+
+# -------------------------------------------------------------------------------- files and times
+
+
+def test_a_version_of_files(tmp_path: Path) -> None:
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        (folder / "log.jsonl").touch()
+        return {"steps": 3}
+
+    flow = workflow(tmp_path)
+    version = flow.files("dual_0", {"recipe": {}}, [], make)
+    assert list(version.manifest["sha256"]) == ["model/config.json"]
+    assert version.facts == {"steps": 3}
+    flow = workflow(tmp_path)
+    assert flow.files("dual_0", {"recipe": {}}, [], pytest.fail).digest == version.digest
+
+
+def test_times_are_kept_beside_the_manifest_and_survive_a_skip(tmp_path: Path) -> None:
+    for _ in range(2):
+        flow = workflow(tmp_path)
+        double(flow, numbers(flow, [[1], [2]]))
+        rows = {row["stage"]: row for row in flow.timings()}
+        assert rows["double"]["rows"] == 2
+        assert sum(rows["double"]["blocks"].values()) == 2
+        assert rows["double"]["seconds"] >= 0
+
+
+def test_a_growing_log_is_followed_to_its_end(tmp_path: Path) -> None:
+    log, seen = tmp_path / "log.jsonl", list[dict[str, Any]]()
+    with followed(log, seen.append):
+        lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"dev": 0.5}]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
+    assert seen[-1] == {"step": 2, "loss": 1.0}
+
+
+def test_no_log_is_no_news(tmp_path: Path) -> None:
+    with followed(tmp_path / "none.jsonl", pytest.fail):
+        pass
