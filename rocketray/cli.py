@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.exceptions import Abort, ClickException
 
 from rocketray.errors import UserError
+
+# Some versions of typer carry their own click, so the class is taken from what typer shows.
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     add_completion=False,
@@ -135,7 +137,7 @@ Examples:
 
     rocketray evaluate --run runs/first/runs/dual_2.trec --qrels my_corpus/qrels/test.tsv
 
-    rocketray evaluate --run a.trec --qrels qrels.txt -m map -m P@5
+    rocketray evaluate --run a.trec --qrels qrels.txt -m map@100 -m P@5
 """
 )
 def evaluate(
@@ -144,12 +146,19 @@ def evaluate(
     measure: Annotated[
         list[str] | None, typer.Option("--measure", "-m", help="Any ir-measures name.")
     ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="queries.jsonl with `answers`: adds answer recall.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="corpus.jsonl, where --answers are looked for.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
 ) -> None:
     """Measure any TREC run, as trec_eval does; a question without hits counts zero."""
-    from rocketray import loop
+    from rocketray import evaluation
 
-    loop.evaluate(run_file, qrels, measure, as_json=as_json)
+    found = evaluation.evaluate(run_file, qrels, measure, answers=answers, corpus=corpus)
+    evaluation.show(found, as_json=as_json)
 
 
 @app.command(
@@ -205,10 +214,10 @@ def _guarded(command: Callable[[], Any]) -> int:
     except UserError as error:
         print(f"rocketray: {error}", file=sys.stderr)
         return 2
-    except ClickException as error:
+    except UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, typer.Abort):  # Under typer the first becomes the second.
         print("\nrocketray: stopped. The same command goes on from here.", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast, get_args
 
-from rocketray import artifacts, pipeline, plan, results
+from rocketray import artifacts, own_examples, pipeline, plan, results
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
 from rocketray.errors import UserError
@@ -105,3 +106,31 @@ Next:
   rocketray run small --data FOLDER --out runs/1  your own corpus, questions and labels
   SentenceTransformer("{out / "models" / "dual_2"}")  the retriever in sentence-transformers"""
     )
+
+
+def train(
+    kind: str,
+    examples: Path,
+    out: Path,
+    *,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    take_over: bool = False,
+    display: Display | None = None,
+) -> None:
+    """One model on a file of one's own examples: `out/models/dual` or `out/models/cross`.
+
+    Raises:
+        UserError: another kind, a broken example (nothing is written then), a folder in use.
+    """
+    if kind not in get_args(own_examples.Kind):
+        raise UserError(f"There is no {kind!r} to train: say `dual` or `cross`.")
+    told = recipes.load(recipe, overrides)
+    own = own_examples.read(examples)
+    display = display or Display()
+    with claimed(out, take_over) as folder:
+        own_examples.check_folder(folder)
+        artifacts.write_text(folder.path / "recipe.yaml", recipes.dump(told))
+        display.say(f"rocketray: {kind} from recipe {told.name}, into {folder.path}")
+        own_examples.train(Workflow(told, folder, display), cast(own_examples.Kind, kind), own)
+    display.say(f"model: {folder.path / 'models' / kind}")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from rocketray import pipeline, schema
-from rocketray.artifacts import Version
+from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats.examples_file import Text, open_examples
 from rocketray.model.trainer import Dev
@@ -111,9 +110,8 @@ def train(flow: Workflow, kind: Kind, own: Own) -> Version:
     """Train one model on them; it ends in `models/KIND` of the run's folder.
 
     Raises:
-        UserError: the folder holds a run of the whole loop, or a cross-encoder lacks negatives.
+        UserError: a cross-encoder lacks negatives.
     """
-    _check_folder(flow)
     told = flow.recipe.steps.dual_0 if kind == "dual" else flow.recipe.steps.cross
     qrels, held_out = split(own, flow.recipe.seed)
     table = _examples(flow, own, qrels, 1 if kind == "dual" else flow.recipe.steps.cross.negatives)
@@ -129,13 +127,11 @@ def train(flow: Workflow, kind: Kind, own: Own) -> Version:
     return _train_cross(flow, told, tables, examples, _candidates(own, tables))
 
 
-def _check_folder(flow: Workflow) -> None:
+def check_folder(folder: RunFolder) -> None:
     """Both kinds of run call their tables `passages`; one folder keeps one kind."""
-    current = flow.folder.current()
+    current = folder.current()
     if current and "own_examples" not in current:
-        raise UserError(
-            f"{flow.folder.path} holds a run of the whole loop. Give --out another folder."
-        )
+        raise UserError(f"{folder.path} holds a run of the whole loop. Give --out another folder.")
 
 
 def split(own: Own, seed: int) -> tuple[pa.Table, pa.Table]:
@@ -158,7 +154,7 @@ def _examples(flow: Workflow, own: Own, qrels: pa.Table, most: int) -> pa.Table:
         f"  {len(lines):,} examples of {len(known):,} questions; {held_out:,} more questions"
         " choose the checkpoint (dev)"
     )
-    why = "as the recipe says" if count == most else f"line {shortest.number} has no more"
+    why = "no more are used" if count == most else f"line {shortest.number} has no more"
     flow.display.say(f"  negatives per example: {count}, the first of each list ({why})")
     return table_of(lines, count)
 
@@ -176,9 +172,9 @@ def table_of(lines: list[Line], count: int) -> pa.Table:
 
 
 def _tables(flow: Workflow, own: Own, qrels: pa.Table, held_out: pa.Table) -> Tables:
-    blocks, recipe = flow.recipe.blocks, flow.recipe
-    passages = pipeline.as_version(flow, "passages", own.passages, blocks.passages)
-    queries = pipeline.as_version(flow, "queries", own.queries, blocks.queries)
+    recipe = flow.recipe
+    passages = pipeline.as_version(flow, "passages", own.passages, recipe.blocks.passages)
+    queries = pipeline.as_version(flow, "queries", own.queries, recipe.blocks.queries)
     judged = {"train": pipeline.as_version(flow, "qrels_train", qrels)}
     chosen = {}
     if len(held_out):
@@ -206,9 +202,7 @@ def _train_cross(
     model = flow.recipe.model.cross
     weights = pipeline.initial_cross(flow, model)
     inputs = _inputs(flow, tables, weights, (model.length, model.length), "cross_")
-    return pipeline.train(
-        flow, "cross", "cross", told, {**inputs, "examples": examples}, dev, {}
-    )
+    return pipeline.train(flow, "cross", "cross", told, {**inputs, "examples": examples}, dev, {})
 
 
 def _inputs(
@@ -226,10 +220,10 @@ def _candidates(own: Own, tables: Tables) -> Dev | None:
         return None
     queries = tables.chosen["dev"].read()["query"].to_pylist()
     positives = schema.positives_of(tables.qrels["dev"].read())
-    negatives: Mapping[int, dict[int, Any]] = {query: {} for query in queries}
+    negatives: dict[int, list[int]] = {query: [] for query in queries}
     for line in own.lines:
         if line.query in negatives:
-            negatives[line.query].update(dict.fromkeys(line.negatives))
+            negatives[line.query] += line.negatives
     queries = [query for query in queries if negatives[query]]
     if not queries:
         return None

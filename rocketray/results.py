@@ -11,12 +11,11 @@ from rich.table import Table
 
 from rocketray import artifacts, measures, report, schema
 from rocketray.artifacts import Version
+from rocketray.evaluation import ANSWER_DEPTHS, MEASURES
 from rocketray.progress import clock
 from rocketray.schema import Verdict
 from rocketray.workflow import Workflow
 
-MEASURES = ("mrr@10", "ndcg@10", "recall@10", "recall@50", "recall@1000")
-ANSWER_DEPTHS = (5, 20, 100)
 ROWS = {
     "initial": "initial weights, untrained",
     "bm25": "BM25",

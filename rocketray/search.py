@@ -117,21 +117,30 @@ class Searcher:
     @cached_property
     def _cross(self) -> tuple[CrossEncoder, Assembler, TokenStore]:
         """The cross-encoder, and the passages in its tokens."""
-        current = self.folder.current()
-        names = [n for n in ("cross_passage_tokens", "passage_tokens") if n in current]
-        version = self.folder.version("cross") if "cross" in current else None
-        # One store, of the plain name, serves both models where they share a tokenizer.
-        stores = [self.folder.version(name) for name in names] if version else []
-        tokens = next((s for s in stores if s.digest == _inputs(version)["passage_tokens"]), None)
-        if version is None or tokens is None:
+        found = self._cross_versions()
+        if found is None:
             raise UserError(
                 f"{self.folder.path} has no cross-encoder for these passages. Run it further:"
                 " `rocketray run` with the same --out goes on."
             )
-        for opened in (version, tokens):
+        version, tokens = found
+        for opened in found:
             opened.verify()
         cross = CrossEncoder.open(version.path / "model").to(device()).eval()
         return cross, Assembler(Tokenizer(cross.tokenizer_folder)), TokenStore(tokens.path)
+
+    def _cross_versions(self) -> tuple[Version, Version] | None:
+        current = self.folder.current()
+        if "cross" not in current:
+            return None
+        cross = self.folder.version("cross")
+        # One store, of the plain name, serves both models where they share a tokenizer.
+        for name in ("cross_passage_tokens", "passage_tokens"):
+            if name in current:
+                tokens = self.folder.version(name)
+                if _inputs(cross)["passage_tokens"] == tokens.digest:
+                    return cross, tokens
+        return None
 
     # ---- what is asked
 

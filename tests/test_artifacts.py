@@ -92,9 +92,7 @@ def test_a_block_leaves_its_files_and_a_receipt_and_nothing_else(tmp_path: Path)
 def test_the_same_block_has_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
         commit(tmp_path / name, 0, 1, 2, 3)
-    a, b = (
-        [path.read_bytes() for path in sorted((tmp_path / name).rglob("*.*"))] for name in "ab"
-    )
+    a, b = ([path.read_bytes() for path in sorted((tmp_path / name).rglob("*.*"))] for name in "ab")
     assert a == b
 
 

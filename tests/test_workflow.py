@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,7 @@ def numbers(flow: Workflow, blocks: Sequence[Sequence[int]]) -> Version:
 
 
 def double(flow: Workflow, source: Version, name: str = "double", **settings: Any) -> Version:
-    spec = Spec(
-        name=name, stage=Double, inputs={"table": source}, settings=settings, over="table"
-    )
+    spec = Spec(name=name, stage=Double, inputs={"table": source}, settings=settings, over="table")
     return flow.bulk(spec)[0]
 
 
@@ -179,13 +178,14 @@ def test_another_setting_adopts_nothing(tmp_path: Path, made: list[Any]) -> None
 # -------------------------------------------------------------------------------- stopping, damage
 
 
-def test_until_stops_after_the_stage_made_or_skipped(tmp_path: Path) -> None:
+def test_until_stops_before_what_comes_after(tmp_path: Path) -> None:
+    """Whether the stage was made just now or before."""
     for _ in range(2):
         flow = workflow(tmp_path, until="double")
-        source = numbers(flow, [[1]])
+        source = double(flow, numbers(flow, [[1]]))
         with pytest.raises(Finished):
-            double(flow, source)
-        assert "double" in flow.folder.current()
+            double(flow, source, name="quadruple")
+        assert set(flow.folder.current()) == {"numbers", "double"}
 
 
 def test_a_damaged_input_is_found_before_it_is_read(tmp_path: Path) -> None:
@@ -203,8 +203,6 @@ def test_a_damaged_input_is_found_before_it_is_read(tmp_path: Path) -> None:
 
 def test_the_cure_for_damage_works(tmp_path: Path) -> None:
     """Removing the folder, as the message says, makes the stage again."""
-    import shutil
-
     flow = workflow(tmp_path)
     version = double(flow, numbers(flow, [[1]]))
     shutil.rmtree(version.path)

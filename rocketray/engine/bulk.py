@@ -127,7 +127,7 @@ def _on_ray(
 
     _quiet_ray_data()
     use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
-    actors = min(cluster.bulk.actors or cpus(), len(work))
+    actors = min(cluster.bulk.actors or max(1, cpus()), len(work))
     items = [{"job": job, "block": block} for job, block in work]
     receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,

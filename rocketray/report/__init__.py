@@ -1,9 +1,228 @@
-"""The HTML report (being written)."""
+"""The report of a run: one HTML file without scripts or outside resources.
 
+    denoised.py      what denoising did, from its blocks
+    curves.py        training logs
+    plots.py         SVG
+    page.html.jinja  the page
+
+Everything is read from the run's folder. What a folder lacks is said in a sentence, so that a run
+stopped half-way has a report as well. The same folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rocketray.artifacts import RunFolder
+import jinja2
+from markupsafe import Markup
+
+from rocketray import artifacts
+from rocketray import recipe as recipes
+from rocketray.artifacts import RunFolder, Version
+from rocketray.report import curves, denoised, plots
+from rocketray.report.denoised import Denoised, Story
+
+MODELS = {
+    "initial": "initial weights, untrained",
+    "bm25": "BM25",
+    "dual_0": "dual_0: cross-batch negatives",
+    "dual_1": "dual_1: + denoised hard negatives",
+    "dual_2": "dual_2: + data augmentation",
+    "reranked": "dual_2 reranked by cross",
+}
+"""Rows of the table of results in order: name in metrics.json, words for people."""
+
+SIZES = {
+    "passages": "passages",
+    "queries": "questions in all",
+    "train": "training questions",
+    "dev": "dev questions",
+    "test": "test questions",
+    "unlabelled": "unlabelled questions",
+    "hidden": "questions with hidden labels",
+}
+"""Sizes in order: name in summary.json, words for people."""
+
+TRAINED = ("dual_0", "cross", "dual_1", "dual_2")
+BRIEFEST = 0.05
+"""Seconds under which a stage is not worth a row."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table of results, and whether it is its column's best."""
+
+    value: float | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model's curves and what its training counted."""
+
+    name: str
+    facts: Mapping[str, Any]
+    plot: Markup | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One stage's time. `share` is of all stages together, from 0 to 1."""
+
+    stage: str
+    rows: int
+    seconds: float
+    share: float
+    workers: str
+
+    @property
+    def rate(self) -> float:
+        return self.rows / self.seconds
 
 
 def write(folder: RunFolder) -> Path:
-    return folder.path / "report.html"
+    """Write report.html into a run's folder.
+
+    Raises:
+        UserError: a file of the folder is damaged; the message names it.
+    """
+    path = folder.path / "report.html"
+    artifacts.write_text(path, _environment().get_template("page.html.jinja").render(page(folder)))
+    return path
+
+
+def page(folder: RunFolder) -> dict[str, Any]:
+    """All that the template shows."""
+    metrics, summary = _json(folder, "metrics.json"), _json(folder, "summary.json")
+    recipe = folder.path / "recipe.yaml"
+    thresholds = _thresholds(recipe)
+    measured = denoised.read(version) if (version := _version(folder, "denoise")) else None
+    return {
+        "summary": summary,
+        "sizes": _sizes(summary.get("rows", {})),
+        "counts": summary.get("counts", []),
+        "measures": measures(metrics),
+        "results": results(metrics),
+        "labels": MODELS,
+        "trained": trained(folder, summary.get("models", {})),
+        "thresholds": thresholds,
+        "denoised": measured,
+        "ce_scores": plots.ce_scores(measured, thresholds)
+        if measured and measured.scored
+        else None,
+        "by_rank": plots.removed_by_rank(measured) if measured and measured.removals else None,
+        "stories": _stories(folder, measured),
+        "timings": timings(summary.get("timings", [])),
+        "seconds": sum(row["seconds"] for row in summary.get("timings", [])),
+        "briefest": BRIEFEST,
+        "recipe": recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+    }
+
+
+def _sizes(rows: Mapping[str, int]) -> list[tuple[str, int]]:
+    return [(words, rows[name]) for name, words in SIZES.items() if name in rows]
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("rocketray", "report"),
+        autoescape=True,  # Questions and passages are other people's text.
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+# -------------------------------------------------------------------------- the table of results
+
+
+def measures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Columns: every measure that some model has, cuts in order of size."""
+    return sorted({name for row in metrics.values() for name in row}, key=_by_cut)
+
+
+def _by_cut(measure: str) -> tuple[str, int]:
+    name, _, depth = measure.partition("@")
+    return name, int(depth) if depth.isdigit() else 0
+
+
+def results(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, list[Cell]]:
+    """Rows by model, in the order of the method; the best value of each column is marked."""
+    columns = measures(metrics)
+    best = {name: max(row[name] for row in metrics.values() if name in row) for name in columns}
+    order = [*(model for model in MODELS if model in metrics), *sorted(set(metrics) - set(MODELS))]
+    return {
+        model: [
+            Cell(metrics[model].get(name), metrics[model].get(name) == best[name])
+            for name in columns
+        ]
+        for model in order
+    }
+
+
+# ------------------------------------------------------------------------------ training and time
+
+
+def trained(folder: RunFolder, facts: Mapping[str, Mapping[str, Any]]) -> list[Trained]:
+    """Models with a training log, in the order of the method."""
+    logs = {name: folder.path / "logs" / f"{name}.jsonl" for name in TRAINED}
+    return [
+        Trained(name, facts.get(name, {}), _curve(name, log))
+        for name, log in logs.items()
+        if log.is_file()
+    ]
+
+
+def _curve(name: str, log: Path) -> Markup | None:
+    curve = curves.read(log)
+    return plots.training(name, curve) if len(curve.steps) else None
+
+
+def timings(rows: Sequence[Mapping[str, Any]]) -> list[Timing]:
+    """Stages that took time worth a row."""
+    total = sum(row["seconds"] for row in rows)
+    return [
+        Timing(row["stage"], row["rows"], row["seconds"], row["seconds"] / total,
+               _workers(list(row["blocks"].values())))
+        for row in rows
+        if row["seconds"] >= BRIEFEST
+    ]  # fmt: skip
+
+
+def _workers(blocks: list[int]) -> str:
+    """Blocks of each worker, most first; many workers in short."""
+    if len(blocks) > 8:
+        return f"{len(blocks):,} workers, {min(blocks):,} to {max(blocks):,} each"
+    return " + ".join(f"{count:,}" for count in sorted(blocks, reverse=True))
+
+
+# ------------------------------------------------------------------------------ the run's folder
+
+
+def _json(folder: RunFolder, name: str) -> dict[str, Any]:
+    path = folder.path / name
+    content: dict[str, Any] = artifacts.read_json(path) if path.is_file() else {}
+    return content
+
+
+def _version(folder: RunFolder, name: str) -> Version | None:
+    return folder.version(name) if name in folder.current() else None
+
+
+def _thresholds(recipe: Path) -> dict[str, float]:
+    if not recipe.is_file():
+        return {}
+    told = recipes.load(str(recipe)).denoise
+    return {"negative_below": told.negative_below, "positive_above": told.positive_above}
+
+
+def _stories(folder: RunFolder, measured: Denoised | None) -> list[Story] | None:
+    """The clearest removals with their texts; None where the texts are not there."""
+    queries, passages = _version(folder, "queries"), _version(folder, "passages")
+    if measured is None or queries is None or passages is None:
+        return None
+    qrels = _version(folder, "qrels_train")
+    return denoised.stories(measured.clearest, queries, passages, qrels)

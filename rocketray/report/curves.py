@@ -24,8 +24,8 @@ class Curve:
 
 def read(log: Path) -> Curve:
     """Read a log of JSON lines. A line that is cut short (a killed run) is passed over."""
-    losses: list[tuple[int, float]] = []
-    dev: list[tuple[int, float]] = []
+    losses: list[tuple[float, float]] = []
+    dev: list[tuple[float, float]] = []
     with log.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             record = _parse(line)
@@ -44,7 +44,7 @@ def _parse(line: str) -> dict[str, float]:
     return record if isinstance(record, dict) and "step" in record else {}
 
 
-def _columns(pairs: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+def _columns(pairs: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values; a loss that was no number (its step was skipped) is left out."""
     table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     table = table[np.isfinite(table[:, 1])]

@@ -123,7 +123,7 @@ def stories(
     clearest: list[Removed], queries: Version, passages: Version, qrels: Version | None
 ) -> list[Story]:
     """Fetch the texts of some removed negatives, reading only the blocks that hold them."""
-    positives = _positives(qrels, {removed.query for removed in clearest})
+    positives = _positives(qrels, {removed.query for removed in clearest}) if qrels else {}
     wanted = {removed.passage for removed in clearest} | {rows[0] for rows in positives.values()}
     questions = _fetch(queries, {removed.query for removed in clearest})
     texts = {
@@ -201,12 +201,12 @@ def _clearest(
 # -------------------------------------------------------------------------------------- the texts
 
 
-def _positives(qrels: Version | None, queries: set[int]) -> dict[int, list[int]]:
+def _positives(qrels: Version, queries: set[int]) -> dict[int, list[int]]:
     """Labelled passages of a few queries, whatever the size of the judgements."""
     wanted = pa.array(sorted(queries), pa.int64())
     found: dict[int, list[int]] = {}
-    for block in qrels.blocks if qrels else []:
-        table = qrels.table(block.number) if qrels else None
+    for block in qrels.blocks:
+        table = qrels.table(block.number)
         for query, rows in positives_of(table.filter(pc.is_in(table["query"], wanted))).items():
             found.setdefault(query, []).extend(rows)
     return found

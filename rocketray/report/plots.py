@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from rocketray.report.curves import Curve, smooth, thin
 from rocketray.report.denoised import EDGES, Denoised
@@ -63,9 +63,12 @@ def ce_scores(denoised: Denoised, thresholds: Mapping[str, float]) -> Markup:
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         unlabelled, labelled = denoised.unlabelled, denoised.labelled
         # Below one passage there is nothing: half a passage is the floor of the log axis.
-        axes.stairs(unlabelled, EDGES, baseline=0.5, fill=True, color=BLUE, label="unlabelled")
+        filled = {"fill": True, "color": BLUE, "alpha": 0.6, "label": "unlabelled"}
+        axes.stairs(unlabelled, EDGES, baseline=0.5, **filled)
         axes.stairs(labelled, EDGES, baseline=0.5, color=ORANGE, lw=1.6, label="labelled positive")
         for (label, value), dashes in zip(thresholds.items(), ("--", ":"), strict=False):
             axes.axvline(value, color=INK, ls=dashes, lw=1.2, label=f"{label} {value:g}")
@@ -115,7 +118,9 @@ def _dev(axes: Axes, curve: Curve) -> None:
 
 
 def _words(curve: Curve) -> str:
-    words = f"loss from {curve.losses[0]:.3f} to {curve.losses[-1]:.3f} in {curve.steps[-1]:,.0f} steps"
+    words = (
+        f"loss from {curve.losses[0]:.3f} to {curve.losses[-1]:.3f} in {curve.steps[-1]:,.0f} steps"
+    )
     return f"{words}, best dev MRR@10 {curve.dev_mrr.max():.4f}" if len(curve.dev_mrr) else words
 
 

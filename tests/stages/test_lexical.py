@@ -52,7 +52,7 @@ def bm25(query: str, passage: int) -> float:
 
 def test_scores_are_bm25(tmp_path: Path) -> None:
     ((passages, scores),) = search(tmp_path, 10, 0)
-    expected = sorted(((-bm25("red cat", p), p) for p in (0, 1, 2, 4)))
+    expected = sorted((-bm25("red cat", p), p) for p in (0, 1, 2, 4))
     assert passages == [p for _, p in expected]
     assert scores == pytest.approx([-s for s, _ in expected], rel=1e-5)
 

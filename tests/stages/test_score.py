@@ -45,7 +45,9 @@ class Asked:
         self.pairs: list[tuple[int, int]] = []
         monkeypatch.setattr(score, "score_pairs", self)
 
-    def __call__(self, model: Any, assembler: Any, queries: Any, q: Any, passages: Any, p: Any) -> Any:
+    def __call__(
+        self, model: Any, assembler: Any, queries: Any, q: Any, passages: Any, p: Any
+    ) -> Any:
         self.pairs += zip(q.tolist(), p.tolist(), strict=True)
         return (q * 100 + p).astype(np.float32) / 1000
 

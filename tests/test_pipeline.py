@@ -1,0 +1,402 @@
+"""The whole loop in this process over made-up data: what is made, what is not made again."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from rocketray import cli, loop, pipeline, results
+from rocketray.artifacts import RunFolder, Version
+from rocketray.formats.generated import words, write_generated
+from rocketray.model import weights
+from rocketray.progress import Display
+from rocketray.schema import EXAMPLES, positives_of
+from rocketray.workflow import Workflow
+
+RECIPE = """
+name: test
+seed: 3
+model:
+  dual: {weights: tiny, query_length: 16, passage_length: 32}
+  cross: {weights: tiny, length: 48}
+steps:
+  dual_0: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1}
+  cross:
+    {epochs: 1, global_batch: 16, micro_shard: 16, learning_rate: 1.0e-3, negatives: 2, depth: 10,
+     evaluations: 1}
+  dual_1: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1}
+  dual_2: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1}
+denoise: {depth: 5, negative_below: 0.45, positive_above: 0.55}
+augment: {depth: 5}
+evaluate: {k: 20, rerank: 5, dev_passages: 20, dev_rerank: 5}
+blocks: {passages: 10, queries: 8}
+cluster: {train: {workers: 0, threads: 1}, bulk: {actors: 0}}
+"""
+
+
+def write_data(folder: Path) -> Path:
+    write_generated(folder, passages=40, queries=16, unlabelled=9, seed=1)
+    return folder
+
+
+class Place:
+    """A data set, a recipe and a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data, self.out, self.recipe = folder / "data", folder / "out", folder / "mine.yaml"
+
+    def run(self, *overrides: str, **options: Any) -> Workflow:
+        display = Display(Console(file=io.StringIO(), width=200))
+        return loop.run(
+            str(self.recipe), self.out, data=self.data, overrides=overrides, display=display,
+            **options,
+        )  # fmt: skip
+
+    def copied(self, folder: Path) -> Place:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Place(folder)
+
+    def version(self, name: str) -> Version:
+        return RunFolder.open(self.out).version(name)
+
+
+def new(folder: Path) -> Place:
+    place = Place(folder)
+    write_data(place.data)
+    place.recipe.write_text(RECIPE)
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A whole run. Tests that write work on a copy."""
+    place = new(tmp_path_factory.mktemp("finished"))
+    place.run()
+    return place
+
+
+@pytest.fixture
+def place(finished: Place, tmp_path: Path) -> Place:
+    return finished.copied(tmp_path)
+
+
+def remade(flow: Workflow) -> set[str]:
+    return set(flow.made) - set(flow.skipped)
+
+
+# ------------------------------------------------------------------------------------ a whole run
+
+
+def test_the_stages_are_those_that_until_takes(finished: Place) -> None:
+    made = set(RunFolder.open(finished.out).current()) - {"metrics"}
+    assert made <= set(pipeline.STAGES)
+    assert set(pipeline.STAGES) - made == {"qrels_hidden"}
+
+
+def test_every_artifact_is_as_its_manifest_says(finished: Place) -> None:
+    for name in RunFolder.open(finished.out).current():
+        finished.version(name).verify()
+
+
+def test_blocks_have_the_size_and_order_of_the_recipe(finished: Place) -> None:
+    assert [block.rows for block in finished.version("passages").blocks] == [10] * 4
+    assert [block.rows for block in finished.version("passage_tokens").blocks] == [10] * 4
+    assert [block.rows for block in finished.version("initial_embeddings").blocks] == [10] * 4
+    assert [block.rows for block in finished.version("dual_0_train").blocks] == [8, 8]
+    corpus = (finished.data / "corpus.jsonl").read_text().splitlines()
+    pids = finished.version("passages").read()["pid"].to_pylist()
+    assert pids == [json.loads(line)["_id"] for line in corpus]
+
+
+def test_examples_hold_no_positive_and_exactly_n_negatives(finished: Place) -> None:
+    positives = positives_of(finished.version("qrels_train").read())
+    for name, count in (("dual_0", 1), ("cross", 2), ("dual_1", 1), ("dual_2", 1)):
+        table = finished.version(f"{name}_examples").read()
+        assert table.schema == EXAMPLES
+        for row in table.to_pylist():
+            assert len(set(row["negatives"])) == count
+            assert not {row["positive"], *positives.get(row["query"], [])} & set(row["negatives"])
+
+
+def test_what_people_open_is_there(finished: Place) -> None:
+    for name in ("recipe.yaml", "metrics.json", "summary.json", "report.html", "current.json"):
+        assert (finished.out / name).is_file()
+    for step in pipeline.STEPS:
+        assert (finished.out / "logs" / f"{step}.jsonl").is_file()
+        assert (finished.out / "models" / step).is_dir()
+    assert not (finished.out / "scratch").exists()
+
+
+def test_metrics_are_shares(finished: Place) -> None:
+    metrics = json.loads((finished.out / "metrics.json").read_text())
+    assert set(metrics) == set(results.ROWS)
+    assert all(0 <= value <= 1 for row in metrics.values() for value in row.values())
+    assert metrics["bm25"]["mrr@10"] > 0.5
+
+
+# -------------------------------------------------------------------------------- the second run
+
+
+def test_the_same_command_again_makes_nothing(place: Place) -> None:
+    assert remade(place.run()) == set()
+
+
+def test_another_machine_folder_makes_the_same_bytes(finished: Place, tmp_path: Path) -> None:
+    """Paths are no part of a fingerprint: the moved folders are still finished."""
+    moved = finished.copied(tmp_path / "elsewhere")
+    assert remade(moved.run("cluster.train.threads=2", frozen=True)) == set()
+
+
+def test_a_new_threshold_reruns_denoise_and_what_follows_but_scores_nothing_of_it(
+    place: Place,
+) -> None:
+    flow = place.run("denoise.negative_below=0.4", until="dual_1_examples")
+    assert remade(flow) <= {"denoise", "dual_1_examples"}
+    assert "denoise" in remade(flow)
+    assert {"dual_0_train_scored", "cross"} <= set(flow.skipped)
+
+
+def test_a_deeper_list_scores_only_the_new_pairs(place: Place) -> None:
+    before = place.version("dual_0_train_scored").facts
+    flow = place.run("denoise.depth=8", until="dual_0_train_scored")
+    assert remade(flow) == {"dual_0_train_scored"}
+    facts = flow.made["dual_0_train_scored"].facts
+    assert facts["pairs"] == 16 * 8
+    assert facts["known"] >= before["pairs"] == 16 * 5
+
+
+def test_appended_passages_encode_only_new_blocks(place: Place) -> None:
+    before = place.version("initial_embeddings")
+    with (place.data / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "new", "title": "", "text": words()[0]}) + "\n")
+    after = place.run(until="initial_embeddings").made["initial_embeddings"]
+    assert [block.rows for block in after.blocks] == [10] * 4 + [1]
+    for old, new in zip(before.blocks, after.blocks[:-1], strict=True):
+        assert old.files["embeddings"].samefile(new.files["embeddings"])
+
+
+def test_a_damaged_block_stops_the_run_and_its_cure_works(place: Place) -> None:
+    version = place.version("denoise")
+    path = version.blocks[0].files["table"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Exception, match="differs from its manifest: expected sha256"):
+        place.run("steps.dual_1.copies=2")
+    shutil.rmtree(version.path)
+    assert remade(place.run()) == {"denoise"}
+
+
+# ------------------------------------------------------------------------------------- odd data
+
+
+def test_hidden_labels_become_unlabelled_questions(tmp_path: Path) -> None:
+    flow = new(tmp_path).run("data.hide_labels=0.25", until="unlabelled_queries")
+    hidden = set(positives_of(flow.made["qrels_hidden"].read()))
+    train = set(flow.made["train_queries"].read()["query"].to_pylist())
+    assert (len(hidden), len(train)) == (4, 12)
+    assert not hidden & train
+    assert hidden <= set(flow.made["unlabelled_queries"].read()["query"].to_pylist())
+
+
+def test_hiding_too_small_a_share_hides_nothing(tmp_path: Path) -> None:
+    flow = new(tmp_path).run("data.hide_labels=0.001", until="unlabelled_queries")
+    assert flow.made["qrels_hidden"].rows == 0
+
+
+def test_dev_judgements_without_a_positive_choose_no_checkpoint(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    path = place.data / "qrels" / "dev.tsv"
+    path.write_text(path.read_text().replace("\t1\n", "\t0\n"))
+    flow = place.run(until="dual_0")
+    assert "dev_queries" not in flow.made
+    assert "dual_0" in flow.made
+
+
+def test_passages_in_groups_give_the_same_runs(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    whole = place.run(until="initial_test").made["initial_test"].read()
+    groups = place.run("blocks.passage_group=10", until="initial_test").made
+    assert groups["initial_test_cells"].rows == 4 * len(whole)
+    assert groups["initial_test"].read() == whole
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+def append(name: str, line: str) -> Callable[[Path], None]:
+    def change(data: Path) -> None:
+        with (data / name).open("a") as file:
+            file.write(line + "\n")
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda data: (data / name).write_text(text) and None
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda data: (data / name).unlink()
+
+
+BAD_DATA = {
+    "no corpus": (remove("corpus.jsonl"), "no data set here. Looked for corpus.jsonl"),
+    "no queries": (remove("queries.jsonl"), "corpus.jsonl has no queries.jsonl beside it"),
+    "no training labels": (remove("qrels/train.tsv"), "Looked for qrels/train.tsv"),
+    "empty corpus": (write("corpus.jsonl", "\n"), "corpus.jsonl: the file holds no rows"),
+    "no judgement": (write("qrels/train.tsv", "query-id\tcorpus-id\tscore\n"), "no judgement"),
+    "only zeros": (
+        write("qrels/train.tsv", "train-0\tp0\t0\n"),
+        "train.tsv has no relevance above 0",
+    ),
+    "broken JSON": (append("corpus.jsonl", '{"_id": "x"'), "corpus.jsonl, line 41: broken JSON"),
+    "no id": (append("corpus.jsonl", '{"text": "x"}'), "corpus.jsonl, line 41: the id (`_id`) is"),
+    "no text": (append("corpus.jsonl", '{"_id": "x"}'), "line 41: `text` is missing"),
+    "a number as text": (append("corpus.jsonl", '{"_id": "x", "text": 5}'), "must be a string"),
+    "an array": (append("corpus.jsonl", "[]"), "line 41: a JSON array where an object must be"),
+    "the same id": (
+        append("corpus.jsonl", '{"_id": "p3", "text": "x"}'),
+        "passage 'p3' stands twice: ",
+    ),
+    "the same qid": (
+        append("queries.jsonl", '{"_id": "train-1", "text": "x"}'),
+        "query 'train-1' stands twice: ",
+    ),
+    "an empty question": (
+        append("queries.jsonl", '{"_id": "x", "text": " "}'),
+        "queries.jsonl, line 34: the question's `text` is empty",
+    ),
+    "unknown query": (append("qrels/train.tsv", "x\tp1\t1"), "train.tsv: 1 lines name a query or"),
+    "unknown passage": (append("qrels/test.tsv", "train-1\tx\t1"), "line 6, passage 'x'"),
+    "relevance no number": (
+        append("qrels/train.tsv", "train-1\tp1\tyes"),
+        "train.tsv, line 18: relevance 'yes' is not an integer",
+    ),
+    "two relevances": (append("qrels/train.tsv", "train-1\tp1\t1\ntrain-1\tp1\t2"), "Keep one."),
+    "five columns": (append("qrels/train.tsv", "a b c d e"), "train.tsv, line 18: 5 columns"),
+}
+
+
+def command(place: Place, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            ["run", str(place.recipe), "--data", str(place.data), "--out", str(place.out),
+             "--until", "train_queries", *arguments]
+        )  # fmt: skip
+    return int(stop.value.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("rocketray: ")
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data(
+    change: Callable[[Path], None],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = new(tmp_path)
+    change(place.data)
+    assert command(place) == 2
+    assert message in refused(capsys)
+
+
+def test_mended_data_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = new(tmp_path)
+    corpus = (place.data / "corpus.jsonl").read_text()
+    (place.data / "corpus.jsonl").write_text(corpus + "{\n")
+    assert command(place) == 2
+    (place.data / "corpus.jsonl").write_text(corpus)
+    assert command(place) == 0
+    assert "Stopped after train_queries, as asked." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "steps.dual_0.epoch=1"], "unknown field 'steps.dual_0.epoch': did you mean"),
+        (["--set", "steps.dual_0.epochs=0"], "steps.dual_0.epochs = 0: input should be greater"),
+        (["--hide-labels", "1.5"], "data.hide_labels = 1.5: input should be less than 1"),
+        (["--until", "dual0"], "--until 'dual0': no such stage. Did you mean 'dual_0'?"),
+        (["--data", "nowhere"], "nowhere: no such folder."),
+        (["--unlabelled", "nowhere.txt"], "nowhere.txt: no such file of unlabelled questions."),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(new(tmp_path), *arguments) == 2
+    assert message in refused(capsys)
+
+
+def test_a_recipe_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = new(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", str(place.recipe), "--out", str(place.out)])
+    assert "Recipe 'test' brings no data: add --data FOLDER" in refused(capsys)
+
+
+def test_an_interrupt_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "prepare", interrupt)
+    assert command(new(tmp_path)) == 130
+    assert "stopped. The same command goes on from here." in capsys.readouterr().err
+
+
+def test_an_unknown_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(new(tmp_path), "--untill", "x") == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_an_out_folder_with_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = new(tmp_path)
+    place.out.mkdir()
+    (place.out / "thesis.tex").touch()
+    assert command(place) == 2
+    assert "holds something else than a rocketray run (thesis.tex)" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("tokenizer.json", "have no tokenizer"),
+        ("config.json", "there is no config.json in"),
+        ("model.safetensors", "are not in safetensors"),
+    ],
+)
+def test_incomplete_weights(
+    missing: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = new(tmp_path)
+    folder = weights.tiny(tmp_path / "weights", words())
+    (folder / missing).unlink()
+    chosen = ["--set", f"model.dual.weights={folder}", "--until", "initial"]
+    assert command(place, *chosen) == 2
+    assert message in refused(capsys)
+
+
+def test_no_table_is_without_rows_and_columns(tmp_path: Path) -> None:
+    flow = Workflow(loop.recipes.load("tiny"), RunFolder(tmp_path / "run"), Display(quiet=True))
+    empty = pa.table({"query": pa.array([], pa.int64())})
+    assert pipeline.as_version(flow, "empty", empty).read() == empty
