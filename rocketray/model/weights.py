@@ -91,7 +91,7 @@ def _complete(name: str | Path, folder: Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"Weights {str(name)!r} are not in safetensors, and rocketray reads nothing else."
-            f" If they are published as .bin, convert them once, weights only: docs/data.md."
+            " If they are published as .bin, convert them once, weights only: docs/data.md."
         )
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         raise UserError(
