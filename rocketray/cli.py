@@ -11,6 +11,7 @@ import typer
 
 from rocketray.errors import UserError
 
+INTERRUPTED = 130
 # Some versions of typer carry their own click, so the class is taken from what typer shows.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -217,9 +218,10 @@ def _guarded(command: Callable[[], Any]) -> int:
     except UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, typer.Abort):  # Under typer the first becomes the second.
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer turns the interrupt into this code, or into its Abort.
         print("\nrocketray: stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
     return code if isinstance(code, int) else 0
 
 

@@ -393,7 +393,7 @@ def test_current_versions(tmp_path: Path) -> None:
         folder.set_current(made.finish({}))
     assert folder.finished("dual_0", {"epochs": 1}) is not None
     assert RunFolder.open(folder.path).version("dual_0").read()["n"].to_pylist() == [2]
-    with pytest.raises(UserError, match="has no finished stage 'cross'. It has: dual_0"):
+    with pytest.raises(UserError, match=r"has no finished stage 'cross'\. It has: dual_0"):
         folder.version("cross")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from tests.toys import Double
 
 
 @pytest.fixture(autouse=True)
-def made() -> Iterator[list[Any]]:
+def made() -> list[Any]:
     Double.made.clear()
-    yield Double.made
+    return Double.made
 
 
 def recipe() -> Recipe:

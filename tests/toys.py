@@ -1,4 +1,4 @@
-"""Stages that do next to nothing, for the tests of what runs them. Importable: Ray's actors read it."""
+"""A stage that does next to nothing, for the tests of what runs stages; Ray's actors import it."""
 
 from __future__ import annotations
 

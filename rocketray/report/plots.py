@@ -67,8 +67,9 @@ def ce_scores(denoised: Denoised, thresholds: Mapping[str, float]) -> Markup:
         axes.yaxis.set_minor_formatter(NullFormatter())
         unlabelled, labelled = denoised.unlabelled, denoised.labelled
         # Below one passage there is nothing: half a passage is the floor of the log axis.
-        filled = {"fill": True, "color": BLUE, "alpha": 0.6, "label": "unlabelled"}
-        axes.stairs(unlabelled, EDGES, baseline=0.5, **filled)
+        axes.stairs(
+            unlabelled, EDGES, baseline=0.5, fill=True, color=BLUE, alpha=0.6, label="unlabelled"
+        )
         axes.stairs(labelled, EDGES, baseline=0.5, color=ORANGE, lw=1.6, label="labelled positive")
         for (label, value), dashes in zip(thresholds.items(), ("--", ":"), strict=False):
             axes.axvline(value, color=INK, ls=dashes, lw=1.2, label=f"{label} {value:g}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,14 @@ from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.toys import Double, job
 
+UNLUCKY = r"^numbers\.txt, line 3: 13 is unlucky\.$"
 ITEMS = [[1, 2], [3], [], [4, 5, 6]]
 
 
 @pytest.fixture(autouse=True)
-def made() -> Iterator[list[list[int]]]:
+def made() -> list[list[int]]:
     Double.made.clear()
-    yield Double.made
+    return Double.made
 
 
 def draft(folder: Path, name: str = "double") -> Draft:
@@ -61,7 +61,7 @@ def test_finished_blocks_are_not_made_again(tmp_path: Path, made: list[list[int]
 
 
 def test_a_user_error_surfaces_and_what_was_done_before_stays(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^numbers.txt, line 3: 13 is unlucky.$"):
+    with pytest.raises(UserError, match=UNLUCKY):
         run_jobs([job(draft(tmp_path), [[1], [13], [2]])], cluster(0), lambda receipt: None)
     assert list(draft(tmp_path).receipts()) == [0]
 
@@ -93,8 +93,8 @@ def test_actors_change_neither_bytes_nor_errors(tmp_path: Path) -> None:
         assert len(here) == 12
         assert content(tmp_path / "1") == here
         assert content(tmp_path / "2") == here
-        with pytest.raises(UserError, match="^numbers.txt, line 3: 13 is unlucky.$"):
-            bad = job(draft(tmp_path, "bad"), [[1], [13], [2]])
+        bad = job(draft(tmp_path, "bad"), [[1], [13], [2]])
+        with pytest.raises(UserError, match=UNLUCKY):
             run_jobs([bad], cluster(2), lambda receipt: None)
     finally:
         ray.shutdown()
