@@ -13,18 +13,9 @@ from rocketray import artifacts, measures, report, schema
 from rocketray.artifacts import Version
 from rocketray.evaluation import ANSWER_DEPTHS, MEASURES
 from rocketray.progress import clock
+from rocketray.report import MODELS
 from rocketray.schema import Verdict
 from rocketray.workflow import Workflow
-
-ROWS = {
-    "initial": "initial weights, untrained",
-    "bm25": "BM25",
-    "dual_0": "dual_0: cross-batch negatives",
-    "dual_1": "dual_1: + denoised hard negatives",
-    "dual_2": "dual_2: + data augmentation",
-    "reranked": "dual_2 reranked by cross",
-}
-"""The table's rows in order: name in metrics.json, words for people."""
 
 
 def conclude(flow: Workflow) -> None:
@@ -51,7 +42,9 @@ def conclude(flow: Workflow) -> None:
 
 def test_runs(flow: Workflow) -> dict[str, pa.Table]:
     """The runs over the held-out questions, by their name in the table."""
-    runs = {name: flow.made[f"{name}_test"].read() for name in ROWS if f"{name}_test" in flow.made}
+    runs = {
+        name: flow.made[f"{name}_test"].read() for name in MODELS if f"{name}_test" in flow.made
+    }
     if "dual_2_test_scored" in flow.made:
         runs["reranked"] = reranked(runs["dual_2"], flow.made["dual_2_test_scored"].read())
     return runs
@@ -100,7 +93,7 @@ def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str,
         columns = dict(zip(names, (list(c) for c in zip(*rows, strict=True)), strict=True))
         return [{artifacts.TABLE: pa.table(columns)}]
 
-    metrics: dict[str, dict[str, float]] = {name: {} for name in ROWS if name in runs}
+    metrics: dict[str, dict[str, float]] = {name: {} for name in MODELS if name in runs}
     for row in flow.small("metrics", identity, make).read().to_pylist():
         metrics[row["model"]][row["measure"]] = round(row["value"], 6)
     return metrics
@@ -257,7 +250,7 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
         cells = [
             ("[bold]{}[/]" if row[n] == best[n] else "{}").format(f"{row[n]:.4f}") for n in names
         ]
-        table.add_row(ROWS[model], *cells)
+        table.add_row(MODELS[model], *cells)
     flow.display.show(table)
     for label, value in summary["counts"]:
         flow.display.say(f"  {label:<32} {value}")

@@ -20,11 +20,12 @@ from rocketray.formats.generated import words
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.own_examples import Line, read, split, table_of
+from rocketray.pipeline import Tables
 from rocketray.progress import Display
 from rocketray.schema import EXAMPLES, PASSAGES, QRELS, QUERIES
 from tests.runs import ALONE
 
-FEW = [
+FEW: list[dict[str, Any]] = [
     {"query": "a", "positive": "A", "negatives": ["X", "Y", "X", "B"]},
     {"query": "b", "positive": {"title": "T", "text": "A"}, "negatives": ["X", "A"]},
     {"query": "a", "pos": ["B", "A"], "neg": ["Y", "Z"]},
@@ -211,5 +212,5 @@ def test_dev_without_negatives_is_no_dev_for_a_cross_encoder(dual: Path, tmp_pat
     folder = RunFolder.open(dual / "out")
     names = ("passages", "queries", "qrels_train", "qrels_dev", "dev_queries")
     passages, queries, qrels, dev, chosen = map(folder.version, names)
-    tables = own_examples.Tables(passages, queries, {"train": qrels, "dev": dev}, {"dev": chosen})
+    tables = Tables(passages, queries, {"train": qrels, "dev": dev}, {"dev": chosen})
     assert own_examples._candidates(own, tables) is None

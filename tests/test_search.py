@@ -99,7 +99,8 @@ def test_rerank_against_sentence_transformers(
     model = CrossEncoder(str(tiny_run / "models/cross"), device="cpu")
     assert [a.ce_score for a in answers] == pytest.approx(model.predict(pairs).tolist(), abs=1e-5)
     assert {a.pid for a in answers} == {a.pid for a in searcher.search(question, 50)}
-    assert [a.ce_score for a in answers] == sorted((a.ce_score for a in answers), reverse=True)
+    ce_scores = [a.ce_score or 0.0 for a in answers]
+    assert ce_scores == sorted(ce_scores, reverse=True)
     assert answers[:7] == searcher.search(question, 7, rerank=True)
 
 
