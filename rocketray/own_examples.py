@@ -137,7 +137,7 @@ def check_folder(folder: RunFolder) -> None:
 def split(own: Own, seed: int) -> tuple[pa.Table, pa.Table]:
     """Judgements to learn from, and those of the questions held out (none of few questions).
 
-    The choice hangs on a question's text alone: more examples later move none of the old ones.
+    The choice hangs on the questions' texts, not on their order in the file.
     """
     share = DEV_SHARE if len(own.queries) >= DEV_FROM else 0.0
     return hide_labels(own.qrels, own.queries["text"].to_pylist(), share, seed)

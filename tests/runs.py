@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-ALONE = ("cluster.train.workers=0", "cluster.bulk.actors=0")
+ALONE = ("cluster.train.workers=0", "cluster.bulk.actors=0", "cluster.train.threads=1")
 """Settings for a run without Ray: everything in one process."""
 PATIENCE = 240.0
 """Seconds until a run must have come to where it is to be killed."""
