@@ -14,6 +14,7 @@ SETTINGS = (
     "steps.dual_0.evaluations=1",
     "steps.dual_0.checkpoint_every=100",
     "model.dual.dropout=0.1",
+    "cluster.train.threads=1",
 )
 
 
