@@ -306,6 +306,8 @@ class Draft:
             files: further files (a model's), already in place below the version's folder.
             blocks: how many blocks there must be; a missing one is a bug, not a short table.
         """
+        for leftover in self.path.glob("*/.*.tmp"):  # Of workers that were killed while writing.
+            leftover.unlink(missing_ok=True)
         receipts = [receipt for _, receipt in sorted(self.receipts().items())]
         if blocks is not None and [r["block"] for r in receipts] != list(range(blocks)):
             raise ValueError(f"{self.path} should have {blocks} blocks, found {len(receipts)}.")

@@ -65,6 +65,14 @@ def test_a_version_reads_back(tmp_path: Path) -> None:
     assert (version.name, version.manifest["fingerprint"]) == ("stage", fingerprint(made.identity))
 
 
+def test_what_killed_workers_left_half_written_is_removed(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    commit(made.path, 0, 1, 2)
+    (made.path / "blocks" / ".00000.parquet.0123abcd.tmp").write_bytes(b"half")
+    made.finish({}, blocks=1)
+    assert files(made.path) == ["blocks/00000.parquet", "manifest.json", "receipts/00000.json"]
+
+
 def test_arrays_come_back_memory_mapped(tmp_path: Path) -> None:
     made, array = draft(tmp_path), np.arange(6, dtype=np.float32).reshape(3, 2)
     commit_block(made.path, 0, {"a": array, "b": array.T}, rows=3, key="", facts={})
