@@ -97,7 +97,7 @@ def quickstart(
 ) -> None:
     """The whole loop over the documentation of the Python packages installed here.
 
-    Under five minutes on two cores, no GPU, no download, no data: a retriever that answers
+    Some minutes on two cores, no GPU, no download, no data: a retriever that answers
     questions about your own environment.
     """
     from rocketray import loop
