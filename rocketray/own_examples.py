@@ -191,7 +191,7 @@ def _train_dual(flow: Workflow, told: FirstStep, tables: Tables, examples: Versi
     weights = pipeline.initial_dual(flow, model)
     inputs = _inputs(flow, tables, weights, (model.query_length, model.passage_length), "")
     inputs |= {"examples": examples, "qrels": tables.qrels["train"]}
-    extra = told.model_dump(include={"in_batch", "mask_known", "grad_cache"})
+    extra = pipeline.dual_settings(told)
     dev = pipeline.dual_dev(flow, tables)
     return pipeline.train(flow, "dual", "dual", told, inputs, dev, extra)
 
@@ -202,7 +202,9 @@ def _train_cross(
     model = flow.recipe.model.cross
     weights = pipeline.initial_cross(flow, model)
     inputs = _inputs(flow, tables, weights, (model.length, model.length), "cross_")
-    return pipeline.train(flow, "cross", "cross", told, {**inputs, "examples": examples}, dev, {})
+    inputs |= {"examples": examples}
+    extra = pipeline.cross_settings(told)
+    return pipeline.train(flow, "cross", "cross", told, inputs, dev, extra)
 
 
 def _inputs(

@@ -8,6 +8,7 @@ unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.order import steps_of
 from rocketray.model.tokens import Tokenizer
 from rocketray.model.trainer import Dev, Job
-from rocketray.recipe import Cross, Dual, DualStep, HardStep, Recipe, Step
+from rocketray.recipe import Cross, CrossStep, Dual, DualStep, HardStep, Recipe, Step
 from rocketray.stages import ingest
 from rocketray.stages.answers import AnswerPositives
 from rocketray.stages.augment import Augment
@@ -712,7 +713,7 @@ def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Ve
     """Train a dual encoder from the initial weights."""
     told: DualStep = getattr(flow.recipe.steps, step)
     dev = dual_dev(flow, ready.tables)
-    extra = {name: getattr(told, name) for name in ("in_batch", "mask_known", "grad_cache")}
+    extra = dual_settings(told)
     inputs = {
         "weights": ready.dual,
         "examples": examples,
@@ -720,7 +721,22 @@ def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Ve
         "passage_tokens": ready.dual_tokens.passages,
         "qrels": ready.tables.qrels["train"],
     }
-    return train(flow, step, "dual", told, inputs, dev, extra)
+    scored = [flow.made[name] for name in ("denoise", "augment") if name in flow.made]
+    if told.mask_ce_above is None:
+        scored = []
+    return train(flow, step, "dual", told, inputs, dev, extra, scored)
+
+
+def dual_settings(told: DualStep) -> dict[str, Any]:
+    """What only a dual encoder is told."""
+    names = {"in_batch", "mask_known", "mask_ce_above", "mask_margin", "loss", "dimensions",
+             "grad_cache"}  # fmt: skip
+    return told.model_dump(include=names)
+
+
+def cross_settings(told: CrossStep) -> dict[str, Any]:
+    """What only a cross-encoder is told."""
+    return told.model_dump(include={"loss", "adversarial"})
 
 
 def train_cross(
@@ -734,24 +750,27 @@ def train_cross(
         "query_tokens": ready.cross_tokens.queries,
         "passage_tokens": ready.cross_tokens.passages,
     }
-    return train(flow, "cross", "cross", told, inputs, _cross_dev(flow, ready, run.get("dev")), {})
+    dev = _cross_dev(flow, ready, run.get("dev"))
+    return train(flow, "cross", "cross", told, inputs, dev, cross_settings(told))
 
 
 def train(
     flow: Workflow, name: str, kind: Any, told: Step, inputs: Mapping[str, Version],
-    dev: Dev | None, extra: Mapping[str, Any],
+    dev: Dev | None, extra: Mapping[str, Any], scored: Sequence[Version] = (),
 ) -> Version:  # fmt: skip
     """One model: its identity, the engine, and what it counted."""
     if not inputs["examples"].rows:
         raise UserError(f"{name} has no training example: every question lost its negatives.")
     fields = ("epochs", "global_batch", "micro_shard", "learning_rate", "warmup", "schedule",
-              "weight_decay", "clip", "evaluations")  # fmt: skip
+              "weight_decay", "clip", "evaluations", "patience", "precision", "recompute",
+              "compile")  # fmt: skip
     settings = {**{field: getattr(told, field) for field in fields}, **extra}
     settings["seed"] = flow.recipe.seed
+    read = dict(inputs) | {f"scored_{number}": version for number, version in enumerate(scored)}
     identity = {
-        "code": 1,
-        "recipe": settings,
-        "inputs": {n: v.digest for n, v in inputs.items()} | {"dev": _dev_digest(dev)},
+        "code": 2,
+        "recipe": json.loads(artifacts.canonical(settings)),
+        "inputs": {n: v.digest for n, v in read.items()} | {"dev": _dev_digest(dev)},
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -760,17 +779,18 @@ def train(
         log = folder / "log.jsonl"
         arguments: dict[str, Any] = {**paths, **settings}
         job = Job(
-            kind=kind, out=folder, dev=dev, log_path=log,
+            kind=kind, out=folder, dev=dev, log_path=log, name=name,
+            scored=tuple(version.path for version in scored),
             checkpoint_every=told.checkpoint_every, **arguments,
         )  # fmt: skip
-        steps = _steps(kind, told, inputs["examples"])
+        steps = _steps(told, inputs["examples"])
         with flow.display.meter(name, steps, "steps") as meter, followed(log, _show(meter)):
             result = training.fit(job, flow.recipe.cluster)
         for leftover in ("checkpoints", "best", "ray_train"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
         return {k: v for k, v in asdict(result).items() if k != "history"}
 
-    model = flow.files(name, identity, list(inputs.values()), make)
+    model = flow.files(name, identity, list(read.values()), make)
     _show_copy(flow, model)
     return model
 
@@ -787,12 +807,15 @@ def _show_copy(flow: Workflow, model: Version) -> None:
         artifacts.write_json(copies, {**known, model.name: model.path.name})
 
 
-def _steps(kind: str, told: Any, examples: Version) -> int:
+def _steps(told: Step, examples: Version) -> int:
     """Optimiser steps, for the bar."""
-    rows: int = examples.rows
-    if kind == "cross":
-        rows *= 1 + len(examples.table(0)["negatives"][0])
-    return steps_of(rows, told.global_batch, told.epochs)
+    batch: int = told.global_batch  # type: ignore[attr-defined]
+    if not isinstance(told, CrossStep):
+        return steps_of(examples.rows, batch, told.epochs)
+    width = 1 + len(examples.table(0)["negatives"][0])
+    if told.loss == "listwise":
+        return steps_of(examples.rows, max(1, batch // width), told.epochs)
+    return steps_of(examples.rows * width, batch, told.epochs)
 
 
 def _show(meter: Any) -> Any:
@@ -807,8 +830,9 @@ def dual_dev(flow: Workflow, tables: Tables) -> Dev | None:
     positives = schema.positives_of(tables.qrels["dev"].read())
     relevant = [np.array(positives[query]) for query in queries.tolist()]
     own = np.unique(np.concatenate(relevant))
-    limit = max(0, flow.recipe.evaluate.dev_passages - len(own))
     others = np.setdiff1d(np.arange(tables.passages.rows), own)
+    wanted = flow.recipe.evaluate.dev_passages
+    limit = None if wanted is None else max(0, wanted - len(own))
     pool = np.union1d(own, schema.sample(others, limit, flow.recipe.seed))
     return Dev(queries=queries, relevant=relevant, pool=pool)
 

@@ -22,6 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Model(BaseModel):
@@ -100,8 +101,38 @@ class Step(Model):
     """Rows that one forward pass takes. With dropout it is part of the result."""
     evaluations: Positive = 4
     """How often the dev set is evaluated during training, the end included."""
+    patience: Positive | None = None
+    """Stop after so many evaluations in a row without a better one; null trains to the end."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """`bfloat16`: the encoder's products, under autocast; weights and losses stay float32. `auto`:
+    bfloat16 on GPUs that have it, on CPUs where half a second of measuring shows a clear gain."""
+    recompute: bool = False
+    """Keep no activations inside the encoder and make them again in backward: less memory, a third
+    more work. Same result."""
+    compile: bool = False
+    """torch.compile the encoder's layers: a minute at the start for faster steps."""
     checkpoint_every: Positive = 200
     """Steps between checkpoints."""
+
+
+class Losses(Model):
+    """Weights of a dual encoder's losses; the formulas and sources are in `model/loss.py`."""
+
+    contrastive: Weight = 1.0
+    """Positive against negatives: RocketQA."""
+    kl: Weight = 0.0
+    """Listwise distillation of the cross-encoder's scores of an example's own passages (dual_1,
+    dual_2)."""
+    margin_mse: Weight = 0.0
+    """Distillation of the differences between those scores."""
+    passage: Weight = 0.0
+    """The positive nearer to its question than to other passages: PAIR (0.1 there)."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not any(self.model_dump().values()):
+            raise ValueError("every weight is 0: nothing to train for")
+        return self
 
 
 class DualStep(Step):
@@ -111,6 +142,17 @@ class DualStep(Step):
     """Limit negatives to groups of this many questions (the paper's in-batch baseline)."""
     mask_known: bool = True
     """Known positives of a question, and copies of its own, are no negatives. Paper: false."""
+    mask_ce_above: Share | None = None
+    """Passages to which the cross-encoder gave a question more than this are no negatives of it
+    (dual_1, dual_2). Null: not asked."""
+    mask_margin: Annotated[float, Field(ge=0)] | None = None
+    """Passages more similar to a question than its positive by more than this are no negatives of
+    it (Qwen3-Embedding: 0.1, with cosine). Null: similarity is not asked."""
+    loss: Losses = Losses()
+    """What is trained for: weights of the losses that are added up."""
+    dimensions: tuple[Positive, ...] = ()
+    """Matryoshka: leading parts of the embedding, such as [64, 128, 384], that are trained to
+    serve by themselves. Empty: the whole only."""
     grad_cache: bool = False
     """Encode twice and keep no activations: any batch fits, a third more work."""
 
@@ -146,6 +188,12 @@ class CrossStep(Step):
     """Negatives per positive."""
     queries: Positive | None = None
     """Use at most this many labelled questions, chosen by hash; null uses all."""
+    loss: Literal["pointwise", "listwise"] = "pointwise"
+    """`pointwise`: each pair by itself, as in the paper; scores are probabilities. `listwise`: the
+    positive against its negatives; it ranks, but 0.1 and 0.9 lose their meaning."""
+    adversarial: Annotated[float, Field(ge=0)] = 0.0
+    """Each step, move the word embeddings this far against the model, at twice the cost. RocketQA's
+    released code does (0.01), its paper does not say so."""
 
 
 class Steps(Model):
@@ -208,8 +256,8 @@ class Evaluate(Model):
     """Add a BM25 row (k1 0.9, b 0.4)."""
     dev_queries: Positive = 500
     """At most this many dev questions choose the best checkpoint."""
-    dev_passages: Positive = 5000
-    """They search their own positives and random passages, this many in all."""
+    dev_passages: Positive | None = 5000
+    """They search their own positives and random passages, this many in all; null: the corpus."""
     dev_rerank: Positive = 20
     """The cross-encoder's dev score reorders this many passages of dual_0."""
     queries: Positive | None = None
@@ -247,12 +295,17 @@ class Blocks(Model):
 class TrainCluster(Model):
     workers: Count = 2
     """Ray Train workers; 0 trains in this process without Ray."""
+    min_workers: Positive | None = None
+    """Elastic training: go on with as few as this when machines are lost, grow back to `workers`
+    when they come. Null: always exactly `workers`."""
     threads: Positive | None = None
     """CPU threads per worker; null shares the machine's cores."""
     gpus: bool | None = None
     """One GPU per worker; null uses GPUs where the cluster has them."""
     retries: Count = 3
     """How often a lost worker group is restarted from its last checkpoint."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Who is told the numbers of every step, beside `logs/*.jsonl`. mlflow and wandb are extras."""
 
 
 class BulkCluster(Model):

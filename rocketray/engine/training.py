@@ -25,7 +25,7 @@ def fit(job: Job, cluster: Cluster) -> Result:
     """
     workers = cluster.train.workers
     threads = cluster.train.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
-    job = replace(job, threads=threads)
+    job = replace(job, threads=threads, trackers=cluster.train.trackers)
     if workers == 0:
         return train(job)
     connect(cluster)
@@ -40,12 +40,12 @@ def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    workers = cluster.train.workers
+    workers, fewest = cluster.train.workers, cluster.train.min_workers
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=(fewest, workers) if fewest and fewest < workers else workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
         ),

@@ -80,10 +80,15 @@ class CrossEncoder(nn.Module):
         logits_B: torch.Tensor = self._head(batch).squeeze(-1)
         return logits_B if logits_B.dtype == torch.float64 else logits_B.float()
 
+    @property
+    def reads_first_token_only(self) -> bool:
+        """BERT's head reads the first token alone, and the last layer is computed for it alone."""
+        return isinstance(self.model, BertForSequenceClassification) and supports(self.model.bert)
+
     def _head(self, batch: Batch) -> torch.Tensor:
-        """[B, 1]. BERT's head reads the first token alone; other families run whole."""
+        """[B, 1]. Families other than BERT run whole."""
         model = self.model
-        if isinstance(model, BertForSequenceClassification) and supports(model.bert):
+        if self.reads_first_token_only:
             pooled_BD = model.bert.pooler(first_token(model.bert, batch))
             logits: torch.Tensor = model.classifier(model.dropout(pooled_BD))
         else:

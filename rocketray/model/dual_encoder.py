@@ -135,8 +135,13 @@ class DualEncoder(nn.Module):
         """p_BD, float32; of length one when the similarity is cosine."""
         return self._embed(self.passage, batch)
 
+    @property
+    def reads_first_token_only(self) -> bool:
+        """The last layer is computed for the first token alone."""
+        return self.pooling == "cls" and supports(self.query)
+
     def _embed(self, tower: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        if self.pooling == "cls" and supports(tower):
+        if self.reads_first_token_only:
             hidden_BTD = first_token(tower, batch)
         else:
             hidden_BTD = tower(**batch).last_hidden_state

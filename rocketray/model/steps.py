@@ -9,20 +9,31 @@ the parameters' `.grad`; summed over workers it is the gradient of the global me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F
 
 from rocketray.artifacts import Version
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
-from rocketray.model.gather import gather, workers
+from rocketray.model.flops import BACKWARD, Flops
+from rocketray.model.gather import gather, sum_over_workers, workers
 from rocketray.model.grad_cache import GradCache
-from rocketray.model.loss import contrastive_loss, pointwise_loss
+from rocketray.model.loss import (
+    contrastive_loss,
+    kl_loss,
+    listwise_loss,
+    margin_mse_loss,
+    passage_loss,
+    pointwise_loss,
+)
 from rocketray.model.masks import Known, Masks, known_positives
 from rocketray.model.order import Shard, arrange, cut, share
 from rocketray.model.tokens import Assembler, Batch, Tokenizer, TokenStore
@@ -34,6 +45,8 @@ class Examples:
 
     queries_N: np.ndarray
     passages_NS: np.ndarray
+    ce_NS: np.ndarray
+    """float32: their ce_scores, NaN where nobody asked the cross-encoder."""
 
     @classmethod
     def open(cls, path: str | Path) -> Examples:
@@ -44,7 +57,9 @@ class Examples:
         positives = table["positive"].to_numpy()
         negatives = pc.list_flatten(table["negatives"]).to_numpy().reshape(len(positives), -1)
         passages_NS = np.concatenate([positives[:, None], negatives], axis=1)
-        return cls(table["query"].to_numpy(), passages_NS)
+        ce_negatives = pc.list_flatten(table["ce_negatives"]).to_numpy().reshape(negatives.shape)
+        ce_NS = np.concatenate([table["ce_positive"].to_numpy()[:, None], ce_negatives], axis=1)
+        return cls(table["query"].to_numpy(), passages_NS, ce_NS.astype(np.float32))
 
     @property
     def width(self) -> int:
@@ -85,12 +100,12 @@ class Feed:
 class Tally:
     """What a worker knows of a step before the workers' gradients are summed."""
 
-    loss: torch.Tensor
-    """Scalar: this worker's part of the mean over the global batch."""
-    tokens: int
-    """On this worker, padding excluded."""
+    sums: Mapping[str, torch.Tensor | float]
+    """What adds up over workers; `loss` is this worker's part of the mean over the global batch."""
     masked: int
-    """Columns masked in the whole global batch."""
+    """Columns masked by id in the whole global batch."""
+    columns: int
+    """Cells of rows and columns in the whole global batch, which `masked` is a share of."""
     examples_R: np.ndarray
     """The global batch as it was arranged."""
     start: int
@@ -115,6 +130,21 @@ class Shares:
         return self._by_rank[self.rank]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a dual encoder is trained for: a weighted sum of losses (loss.py has the formulas)."""
+
+    contrastive: float = 1.0
+    kl: float = 0.0
+    margin_mse: float = 0.0
+    passage: float = 0.0
+    margin: float | None = None
+    """Mask columns that are more similar than the positive by more than this; None: none."""
+    dimensions: tuple[int, ...] = ()
+    """Matryoshka (arXiv 2205.13147): the mean over these leading parts of every embedding, so
+    that each serves by itself. None named: the whole embedding."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DualStep:
     """Contrastive: every query of the global batch against the passages of all workers."""
@@ -123,6 +153,7 @@ class DualStep:
     feed: Feed
     examples: Examples
     known: Known | None
+    objective: Objective
     micro_shard: int
     in_batch: int | None
     grad_cache: bool
@@ -132,6 +163,11 @@ class DualStep:
     @property
     def rows(self) -> int:
         return len(self.examples.queries_N)
+
+    @property
+    def rows_per_unit(self) -> int:
+        """How many units of the global batch (examples) make a row of the order."""
+        return 1
 
     def negatives_per_query(self, global_batch: int) -> int:
         return min(self.in_batch or global_batch, global_batch) * self.examples.width - 1
@@ -157,24 +193,80 @@ class DualStep:
             return q_BD, self.feed.through(self.model.embed_passages, passages)
 
         cache = GradCache(forward, shares.mine, self._empty(), recompute=self.grad_cache)
-        loss = self._loss(cache, shares, masks) / len(examples_R)
-        loss.backward()
+        losses = self._losses(cache, shares, masks, self.examples.ce_NS[examples_R])
+        (losses["loss"] / len(examples_R)).backward()
         cache.backward()
+        sums: dict[str, torch.Tensor | float] = {
+            name: value.detach() / len(examples_R) for name, value in losses.items()
+        }
+        sums["tokens"] = _tokens(batch for pair in batches.values() for batch in pair)
+        sums["flops"] = self._flops(batches.values())
         finite_B = cache.q_BD.isfinite().all(1)
         finite_B &= cache.p_BD.isfinite().all(1).view(-1, self.examples.width).all(1)
-        tokens = _tokens(batch for pair in batches.values() for batch in pair)
-        return Tally(loss.detach(), tokens, masks.count, examples_R, shares.start, finite_B)
+        columns = len(examples_R) * len(columns_G)
+        return Tally(sums, masks.count, columns, examples_R, shares.start, finite_B)
 
-    def _loss(self, cache: GradCache, shares: Shares, masks: Masks) -> torch.Tensor:
-        width, device = self.examples.width, self.feed.device
+    def _losses(
+        self, cache: GradCache, shares: Shares, masks: Masks, ce_RS: np.ndarray
+    ) -> dict[str, torch.Tensor]:
+        """Sums over this worker's rows: the loss, and what there is to watch."""
+        told, width, device = self.objective, self.examples.width, self.feed.device
         p_GD = gather(cache.p_BD, [size * width for size in shares.sizes])
-        return contrastive_loss(
-            cache.q_BD,
-            p_GD,
-            torch.arange(shares.start, shares.stop, device=device) * width,
-            mask=lambda start, stop: masks.mask(shares.start + start, shares.start + stop, device),
-            temperature=self.model.temperature,
-            chunk=self.chunk,
+        places_B = torch.arange(shares.start, shares.stop, device=device) * width
+        ce_BS = torch.from_numpy(ce_RS[shares.start : shares.stop]).to(device)
+        settings: dict[str, Any] = {
+            "mask": lambda start, stop: masks.mask(
+                shares.start + start, shares.start + stop, device
+            ),
+            "temperature": self.model.temperature,
+            "chunk": self.chunk,
+        }
+        sizes = told.dimensions or (p_GD.shape[1],)
+        loss, contrast = p_GD.new_zeros(()), None
+        for size in sizes:
+            q_BD, columns_GD = self._cut(cache.q_BD, size), self._cut(p_GD, size)
+            if told.contrastive:
+                contrast = contrastive_loss(
+                    q_BD, columns_GD, places_B, margin=told.margin, **settings
+                )
+                loss = loss + told.contrastive * contrast.loss
+            if told.passage:
+                loss = loss + told.passage * passage_loss(q_BD, columns_GD, places_B, **settings)
+            if told.kl or told.margin_mse:
+                own_BSD = self._cut(cache.p_BD, size).view(len(q_BD), width, -1)
+                similarities_BS = torch.einsum("bd,bsd->bs", q_BD, own_BSD)
+                pair = similarities_BS, ce_BS
+                temperature = self.model.temperature
+                loss = loss + told.kl * kl_loss(*pair, temperature=temperature)
+                loss = loss + told.margin_mse * margin_mse_loss(*pair, temperature=temperature)
+        watched = contrast._asdict() if contrast else {}  # Of the last and largest dimension.
+        return {**watched, "loss": loss / len(sizes)}
+
+    def _cut(self, e_BD: torch.Tensor, size: int) -> torch.Tensor:
+        """The leading part of embeddings; of length one again when the similarity is cosine."""
+        if size == e_BD.shape[1]:
+            return e_BD
+        part_BD = e_BD[:, :size]
+        return F.normalize(part_BD, dim=-1) if self.model.similarity == "cosine" else part_BD
+
+    def worst_case(self, rows: int) -> torch.Tensor:
+        """Forward a shard of `rows` examples of the greatest length; a sum to differentiate."""
+        model, width = self.model, self.examples.width
+        queries = _longest_batch(self.feed, rows, model.query_length)
+        passages = _longest_batch(self.feed, rows * width, model.passage_length)
+        q_BD = self.feed.through(model.embed_queries, queries)
+        return q_BD.sum() + self.feed.through(model.embed_passages, passages).sum()
+
+    def _flops(self, batches: Iterable[tuple[Batch, Batch]]) -> float:
+        model = self.model
+        towers = [
+            Flops(tower, first_token=model.reads_first_token_only)
+            for tower in (model.query, model.passage)
+        ]
+        return BACKWARD * sum(
+            tower.forward(batch["attention_mask"])
+            for pair in batches
+            for tower, batch in zip(towers, pair, strict=True)
         )
 
     def _batches(self, examples_R: np.ndarray, shard: Shard) -> tuple[Batch, Batch]:
@@ -209,54 +301,143 @@ class DualStep:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossStep:
-    """Pointwise: does this passage answer? Pair u is passage u % S of example u // S."""
+    """Does this passage answer? Pair u is passage u % S of example u // S.
+
+    Pointwise, a row of the order is a pair. Listwise it is an example, all S pairs of it.
+    """
 
     model: CrossEncoder
     feed: Feed
     examples: Examples
+    listwise: bool
+    adversarial: float
+    """Length of the step that moves the word embeddings against the model; 0: none."""
     micro_shard: int
+    """Pairs."""
     seed: int
 
     @property
     def rows(self) -> int:
-        return self.examples.passages_NS.size
+        return self.examples.passages_NS.size // self.rows_per_unit
+
+    @property
+    def rows_per_unit(self) -> int:
+        """How many units of the global batch (pairs) make a row of the order."""
+        return self.examples.width if self.listwise else 1
 
     def negatives_per_query(self, global_batch: int) -> int:
         return self.examples.width - 1
 
-    def __call__(self, step: int, pairs_R: np.ndarray) -> Tally:
-        examples_R, places_R = np.divmod(pairs_R, self.examples.width)
-        queries_R = self.examples.queries_N[examples_R]
-        passages_R = self.examples.passages_NS[examples_R, places_R]
-        order_R = arrange(self._lengths(queries_R, passages_R), self.micro_shard)
-        queries_R, passages_R, places_R = queries_R[order_R], passages_R[order_R], places_R[order_R]
-        shares = Shares(len(pairs_R), self.micro_shard)
+    def __call__(self, step: int, rows_R: np.ndarray) -> Tally:
+        each = self.rows_per_unit
+        micro_rows = max(1, self.micro_shard // each)
+        rows_R = rows_R[arrange(self._lengths(rows_R), micro_rows)]
+        shares = Shares(len(rows_R), micro_rows)
+        batches = [self._batch(rows_R[shard.start : shard.stop]) for shard in shares.mine]
         loss = torch.zeros((), device=self.feed.device)
-        finite, tokens = [torch.empty(0, dtype=torch.bool, device=self.feed.device)], 0
-        for shard in shares.mine:
-            rows = slice(shard.start, shard.stop)
-            batch = self._batch(queries_R[rows], passages_R[rows])
-            labels_B = torch.from_numpy(places_R[rows] == 0).to(self.feed.device)
-            torch.manual_seed(shard.seed(self.seed, step))
-            logits_B = self.feed.through(self.model.logits, batch)
-            shard_loss = pointwise_loss(logits_B, labels_B) / len(pairs_R)
-            shard_loss.backward()
-            loss = loss + shard_loss.detach()
-            finite.append(logits_B.detach().isfinite())
-            tokens += _tokens([batch])
-        return Tally(loss, tokens, 0, examples_R[order_R], shares.start, torch.cat(finite))
+        finite = [torch.empty(0, dtype=torch.bool, device=self.feed.device)]
+        with self._perturbed(batches, len(rows_R)):
+            for shard, (batch, labels_B) in zip(shares.mine, batches, strict=True):
+                torch.manual_seed(shard.seed(self.seed, step))
+                logits_B = self.feed.through(self.model.logits, batch)
+                shard_loss = self._loss(logits_B, labels_B) / len(rows_R)
+                shard_loss.backward()
+                loss = loss + shard_loss.detach()
+                finite.append(logits_B.detach().isfinite())
+        sums: dict[str, torch.Tensor | float] = {
+            "loss": loss,
+            "tokens": _tokens(batch for batch, _ in batches),
+            "flops": self._flops(batch for batch, _ in batches),
+        }
+        examples_R = self._pairs(rows_R)[0]
+        return Tally(sums, 0, 0, examples_R, shares.start * each, torch.cat(finite))
 
-    def _batch(self, queries_B: np.ndarray, passages_B: np.ndarray) -> Batch:
-        feed = self.feed
-        return feed.assembler.pairs(
-            feed.queries, queries_B, feed.passages, passages_B, self.model.length
-        )
+    def _loss(self, logits_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        if self.listwise:
+            return listwise_loss(logits_B.view(-1, self.examples.width))
+        return pointwise_loss(logits_B, labels_B)
 
-    def _lengths(self, queries_R: np.ndarray, passages_R: np.ndarray) -> np.ndarray:
+    @contextmanager
+    def _perturbed(
+        self, batches: Sequence[tuple[Batch, torch.Tensor]], rows: int
+    ) -> Iterator[None]:
+        """Word embeddings moved a step of length `adversarial` up the loss, and put back after.
+
+        RocketQA's released code does so (not its paper; the idea is that of arXiv 1605.07725): the
+        gradient by the embedding table, without dropout, sets the direction. Here it is that of
+        the global batch, and so does not depend on the workers.
+        """
+        if not self.adversarial:
+            yield
+            return
+        table = self.model.model.get_input_embeddings().weight
+        direction = torch.zeros_like(table)
+        self.model.eval()
+        for batch, labels_B in batches:
+            loss = self._loss(self.feed.through(self.model.logits, batch), labels_B) / rows
+            direction += torch.autograd.grad(loss, table)[0]
+        self.model.train()
+        sum_over_workers(direction)
+        before = table.detach().clone()
+        with torch.no_grad():
+            table.add_(self.adversarial * direction / direction.norm().clamp(min=1e-12))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                table.copy_(before)
+
+    def worst_case(self, rows: int) -> torch.Tensor:
+        """Forward a shard of `rows` pairs of the greatest length; a sum to differentiate."""
+        batch = _longest_batch(self.feed, rows, self.model.length)
+        return self.feed.through(self.model.logits, batch).sum()
+
+    def _flops(self, batches: Iterable[Batch]) -> float:
+        counter = Flops(self.model.model, first_token=self.model.reads_first_token_only)
+        passes = BACKWARD * (2 if self.adversarial else 1)
+        return passes * sum(counter.forward(batch["attention_mask"]) for batch in batches)
+
+    def _pairs(self, rows_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of rows of the order: the example of every pair, and its place there."""
+        each = self.rows_per_unit
+        pairs = (rows_R[:, None] * each + np.arange(each)).ravel()
+        examples, places = np.divmod(pairs, self.examples.width)
+        return examples, places
+
+    def _batch(self, rows_R: np.ndarray) -> tuple[Batch, torch.Tensor]:
+        """Pairs and their labels."""
+        examples, places = self._pairs(rows_R)
         feed = self.feed
-        return feed.assembler.pair_lengths(
-            feed.queries, queries_R, feed.passages, passages_R, self.model.length
+        batch = feed.assembler.pairs(
+            feed.queries,
+            self.examples.queries_N[examples],
+            feed.passages,
+            self.examples.passages_NS[examples, places],
+            self.model.length,
         )
+        return batch, torch.from_numpy(places == 0).to(feed.device)
+
+    def _lengths(self, rows_R: np.ndarray) -> np.ndarray:
+        """The longest pair of each row."""
+        examples, places = self._pairs(rows_R)
+        feed = self.feed
+        lengths = feed.assembler.pair_lengths(
+            feed.queries,
+            self.examples.queries_N[examples],
+            feed.passages,
+            self.examples.passages_NS[examples, places],
+            self.model.length,
+        )
+        longest: np.ndarray = lengths.reshape(len(rows_R), -1).max(axis=1)
+        return longest
+
+
+def _longest_batch(feed: Feed, rows: int, length: int) -> Batch:
+    """As many tokens as `rows` texts can have."""
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] if feed.assembler.tokenizer.makes_types else []
+    batch = {name: torch.zeros(rows, length, dtype=torch.int64) for name in names}
+    return batch | {"attention_mask": torch.ones(rows, length, dtype=torch.int64)}
 
 
 def _tokens(batches: Iterable[Batch]) -> int:

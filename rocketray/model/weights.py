@@ -233,6 +233,10 @@ def load(
             **options,
         )
     _refuse_gaps(folder, model, report, whole)
+    # The tensors are windows into the file, wherever it put them. Some kernels sum in another order
+    # when memory is not aligned, so a copy makes a reopened model give the same bits as a new one.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model
 
 

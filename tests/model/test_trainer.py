@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.gather import gather
 from rocketray.model.gather import workers as who
-from rocketray.model.loss import contrastive_loss
+from rocketray.model.loss import Contrast, contrastive_loss
 from rocketray.model.trainer import Job, Trainer, evaluation_steps, schedule, train
 from tests.distributed import Workers
 from tests.model.training_data import NEGATIVES, TrainingData
@@ -54,15 +55,15 @@ def gradients(jobs: list[Job], step: int = 1) -> list[tuple[np.ndarray, float, i
     with exact():
         for job in jobs:
             run = Trainer(job, CPU)
-            tally, loss, norm, _ = run.gradient_of(step)
+            tally, sums = run.gradient_of(step)
             values = run.gradient.values.numpy().copy()
-            assert norm == pytest.approx(np.linalg.norm(values))
-            found.append((values, loss, tally.masked))
+            assert sums["gradient_norm"] == pytest.approx(np.linalg.norm(values))
+            found.append((values, sums["loss"], tally.masked))
     return found
 
 
 def slow_dual(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
-    """The same from the whole batch at once, a dense softmax and loops over ids."""
+    """The same from the whole batch at once, dense softmaxes and loops over ids."""
     with exact():
         run = Trainer(job, CPU)
         feed, examples, model = run.feed, run.step_of.examples, run.model
@@ -72,17 +73,69 @@ def slow_dual(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
         queries, passages = examples.queries_N[batch_R], examples.passages_NS[batch_R].ravel()
         q_RD = model.embed_queries(feed.assembler.queries(feed.queries, queries, 16))
         p_GD = model.embed_passages(feed.assembler.passages(feed.passages, passages, 32))
-        logits_RG = q_RD @ p_GD.T / model.temperature
-        masked = 0
-        for row, query in enumerate(queries):
-            for column, passage in enumerate(passages):
-                if job.in_batch and row // job.in_batch != column // WIDTH // job.in_batch:
-                    logits_RG[row, column] = -torch.inf
-                elif job.mask_known and column != row * WIDTH and passage in (query, query + 1):
-                    logits_RG[row, column] = -torch.inf
-                    masked += 1
-        loss = F.cross_entropy(logits_RG, torch.arange(len(batch_R)) * WIDTH)
+        hidden_RG, masked = slow_mask(job, queries, passages)
+        ce_RS = torch.from_numpy(examples.ce_NS[batch_R])
+        losses = [
+            slow_loss(job, model, cut(model, q_RD, size), cut(model, p_GD, size), hidden_RG, ce_RS)
+            for size in job.dimensions or [32]
+        ]
+        loss = torch.stack(losses).mean()
         return flat_gradient(model, loss), loss.item(), masked
+
+
+def cut(model: DualEncoder, e_BD: torch.Tensor, size: int) -> torch.Tensor:
+    part = e_BD[:, :size]
+    return part / part.norm(dim=1, keepdim=True) if model.similarity == "cosine" else part
+
+
+def slow_mask(job: Job, queries: np.ndarray, passages: np.ndarray) -> tuple[torch.Tensor, int]:
+    """Query i is answered by i and i + 1 (qrels), and by i + 3 (scored)."""
+    hidden_RG = torch.zeros(len(queries), len(passages), dtype=torch.bool)
+    masked = 0
+    for row, query in enumerate(queries):
+        known = [query, query + 1] if job.mask_known else []
+        if job.mask_ce_above is not None:
+            known = [*known, query, query + 3]
+        for column, passage in enumerate(passages):
+            if job.in_batch and row // job.in_batch != column // WIDTH // job.in_batch:
+                hidden_RG[row, column] = True
+            elif column != row * WIDTH and passage in known:
+                hidden_RG[row, column] = True
+                masked += 1
+    return hidden_RG, masked
+
+
+def slow_loss(
+    job: Job, model: DualEncoder, q_RD: torch.Tensor, p_GD: torch.Tensor,
+    hidden_RG: torch.Tensor, ce_RS: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    assert isinstance(job.loss, dict)
+    loss, rows = torch.zeros((), dtype=torch.float64), len(q_RD)
+    t, places = model.temperature, torch.arange(len(q_RD)) * WIDTH
+    similar_RG = q_RD @ p_GD.T
+    own_R = similar_RG[torch.arange(rows), places]
+    too_close = similar_RG > own_R[:, None] + (
+        math.inf if job.mask_margin is None else job.mask_margin
+    )
+    logits = similar_RG.masked_fill(hidden_RG | too_close, -torch.inf) / t
+    loss = loss + job.loss.get("contrastive", 1.0) * F.cross_entropy(logits, places)
+    others_RG = (p_GD[places] @ p_GD.T).masked_fill(hidden_RG, -torch.inf)
+    for row in range(rows):
+        others = torch.cat([others_RG[row, : row * WIDTH], others_RG[row, row * WIDTH + 1 :]])
+        all_of_row = torch.cat([own_R[row, None], others]) / t
+        term = all_of_row.logsumexp(0) - all_of_row[0]
+        loss = loss + job.loss.get("passage", 0.0) * term / rows
+        known = [s for s in range(WIDTH) if not ce_RS[row, s].isnan()]
+        teacher = torch.logit(ce_RS[row, known].double(), eps=1e-7)
+        student = similar_RG[row, [row * WIDTH + s for s in known]] / t
+        if len(known) > 1:
+            target = teacher.softmax(0)
+            kl = (target * (target.log() - student.log_softmax(0))).sum()
+            loss = loss + job.loss.get("kl", 0.0) * kl / rows
+            if known[0] == 0:
+                gaps = (student[0] - student[1:]) - (teacher[0] - teacher[1:])
+                loss = loss + job.loss.get("margin_mse", 0.0) * gaps.square().mean() / rows
+    return loss
 
 
 def slow_cross(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
@@ -92,16 +145,28 @@ def slow_cross(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
         assert isinstance(model, CrossEncoder)
         model.train()
         queries, passages, labels = [], [], []
-        for pair in run.order.batch(step):
+        rows = run.order.batch(step)
+        if job.loss == "listwise":
+            rows = (rows[:, None] * WIDTH + np.arange(WIDTH)).ravel()
+        for pair in rows:
             queries.append(examples.queries_N[pair // WIDTH])
             passages.append(examples.passages_NS[pair // WIDTH][pair % WIDTH])
             labels.append(float(pair % WIDTH == 0))
-        logits_R = model.logits(
-            feed.assembler.pairs(
-                feed.queries, np.array(queries), feed.passages, np.array(passages), 40
-            )
+        batch = feed.assembler.pairs(
+            feed.queries, np.array(queries), feed.passages, np.array(passages), 40
         )
-        loss = F.binary_cross_entropy_with_logits(logits_R, torch.tensor(labels).double())
+
+        def loss_now() -> torch.Tensor:
+            logits_R = model.logits(batch)
+            if job.loss == "listwise":
+                return -logits_R.view(-1, WIDTH).log_softmax(1)[:, 0].mean()
+            return F.binary_cross_entropy_with_logits(logits_R, torch.tensor(labels).double())
+
+        if job.adversarial:
+            table = model.model.get_input_embeddings().weight
+            (direction,) = torch.autograd.grad(loss_now(), table)
+            table.data += job.adversarial * direction / direction.norm()
+        loss = loss_now()
         return flat_gradient(model, loss), loss.item(), 0
 
 
@@ -121,12 +186,31 @@ def dual_jobs(data: TrainingData, out: Path) -> list[Job]:
         replace(job, micro_shard=5),  # Two shards: a third worker has no rows at all.
         replace(job, weights=data.dual(dropout=0.0, towers="one", similarity="cosine")),
         replace(job, global_batch=24),  # More than there are examples: repeats.
+        replace(job, loss={"kl": 0.7, "margin_mse": 0.1}, grad_cache=False),
+        replace(job, loss={"contrastive": 0.5, "passage": 0.3}, mask_margin=0.05),
+        replace(job, mask_ce_above=0.9, scored=(data.scored,)),
+        replace(job, mask_known=False, mask_ce_above=0.9, scored=(data.scored,), in_batch=4),
+        replace(
+            job,
+            weights=data.dual(dropout=0.0, towers="one", similarity="cosine"),
+            dimensions=(8, 32),
+            loss={"kl": 1.0, "passage": 0.1},
+        ),
+        replace(job, recompute=True),
     ]
 
 
 def cross_jobs(data: TrainingData, out: Path) -> list[Job]:
     job = data.job("cross", out, data.cross(dropout=0.0), precision="float64")
-    return [job, replace(job, micro_shard=7)]
+    return [
+        job,
+        replace(job, micro_shard=7),
+        replace(
+            job, loss="listwise", micro_shard=7
+        ),  # 3 examples of 3 pairs, in shards of 2 and 1.
+        replace(job, adversarial=0.01),
+        replace(job, loss="listwise", adversarial=0.5),
+    ]
 
 
 def assert_equal(answers: list[Any], slow: list[Any]) -> None:
@@ -143,7 +227,7 @@ def test_the_gradient_equals_a_dense_softmax_for_any_number_of_workers(
 ) -> None:
     duals, crosses = dual_jobs(data, tmp_path), cross_jobs(data, tmp_path)
     slow = [slow_dual(job) for job in duals] + [slow_cross(job) for job in crosses]
-    assert [masked for _, _, masked in slow].count(0) == 3  # The others do test the mask.
+    assert [masked for _, _, masked in slow].count(0) == 6  # The others do test the mask.
     assert_equal(gradients(duals + crosses), slow)
     for world in (2, 3):
         for answers in workers.run(world, gradients, duals + crosses):
@@ -169,12 +253,14 @@ def detached_gather(p_BD: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     return torch.cat([p_GD[:start], p_BD, p_GD[start + len(p_BD) :]])
 
 
-def times_world(*args: Any, **kwargs: Any) -> torch.Tensor:
-    return contrastive_loss(*args, **kwargs) * who()[1]
+def times_world(*args: Any, **kwargs: Any) -> Contrast:
+    told = contrastive_loss(*args, **kwargs)
+    return told._replace(loss=told.loss * who()[1])
 
 
-def over_world(*args: Any, **kwargs: Any) -> torch.Tensor:
-    return contrastive_loss(*args, **kwargs) / who()[1]
+def over_world(*args: Any, **kwargs: Any) -> Contrast:
+    told = contrastive_loss(*args, **kwargs)
+    return told._replace(loss=told.loss / who()[1])
 
 
 def wrong_gradients(job: Job) -> list[np.ndarray]:
@@ -305,14 +391,18 @@ def test_result_and_log_say_what_happened(data: TrainingData, tmp_path: Path) ->
             "rows": 20,
             "global_batch": 10,
             "workers": 1,
+            "pids": [os.getpid()],
+            "precision": "float32",
+            "micro_shard": 3,
             "negatives_per_query": 29,
         }
     }
     assert [line["step"] for line in lines[1:]] == [1, 2, 3, 3, 4, 5, 6, 6]
     assert seen == [(line["step"], 6, line["loss"]) for line in lines if "loss" in line]
     assert lines[1].keys() == {
-        "step", "epoch", "loss", "learning_rate", "gradient_norm", "masked",
-        "queries_per_s", "tokens_per_s", "seconds",
+        "step", "epoch", "loss", "learning_rate", "gradient_norm",
+        "masked", "masked_by_margin", "masked_share", "positive", "hardest_negative",
+        "queries_per_s", "tokens_per_s", "seconds", "memory_gib", "utilisation",
     }  # fmt: skip
     assert lines[4] == {"step": 3, "dev_mrr@10": result.history[0][1]}
     assert lines[2]["epoch"] == 1.0
@@ -392,7 +482,7 @@ def stop_and_go_on(job: Job) -> Any:
 
 
 def without_times(job: Job) -> list[dict[str, Any]]:
-    times = ("queries_per_s", "tokens_per_s", "seconds")
+    times = ("queries_per_s", "tokens_per_s", "seconds", "utilisation", "memory_gib")
     lines = [line for line in read_log(job) if "start" not in line]
     return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
@@ -599,7 +689,7 @@ def test_clipping_scales_and_decay_spares_vectors(data: TrainingData, tmp_path: 
     assert all(
         names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in spared["params"]
     )
-    _, _, norm, _ = run.gradient_of(0)
+    norm = run.gradient_of(0)[1]["gradient_norm"]
     before = run.gradient.values.clone()
     run._update(1e-3, norm)
     assert norm > 0.5
@@ -617,3 +707,154 @@ def test_examples_need_equal_numbers_of_negatives(data: TrainingData) -> None:
         pytest.raises(ValueError, match=r"same number of negatives: \[1, 2\]"),
     ):
         steps.Examples.open("somewhere")
+
+
+# ------------------------------------------------------------- choices, early stops, what is told
+
+
+def weights_after(job: Job) -> np.ndarray:
+    """All weights after a whole run, flat."""
+    with exact():
+        train(job)
+    last = checkpoints.newest(job.out / "checkpoints")
+    assert last is not None
+    return torch.cat([p.flatten() for _, p in sorted(last.tensors("model").items())]).numpy()
+
+
+@pytest.mark.parametrize("kind", ["dual", "cross"])
+def test_fifty_steps_in_float64_on_any_number_of_workers(
+    workers: Workers, data: TrainingData, tmp_path: Path, kind: str
+) -> None:
+    """Uneven shares (10 rows in shards of 3), dropout on."""
+    weights = data.dual(dropout=0.1) if kind == "dual" else data.cross(dropout=0.1)
+    epochs = 25 if kind == "dual" else 25 / WIDTH
+    jobs = [
+        data.job(
+            kind, tmp_path / name, weights, epochs=epochs, precision="float64", learning_rate=1e-4
+        )
+        for name in ("one", "two", "three")
+    ]
+    one = weights_after(jobs[0])
+    assert len(losses(jobs[0])) == 50
+    for world, job in ((2, jobs[1]), (3, jobs[2])):
+        found = workers.run(world, weights_after, job)[0]
+        assert np.linalg.norm(found - one) <= 1e-10 * np.linalg.norm(one)
+        assert losses(job) == pytest.approx(losses(jobs[0]), rel=1e-10)
+
+
+def test_early_stopping_and_a_resume_stop_at_the_same_step(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    scores = iter([0.2, 0.5, 0.5, 0.4, 0.9, 0.9])
+    job = data.job(
+        "dual", tmp_path, data.dual(dropout=0.1), epochs=6, evaluations=6, dev=data.dev(),
+        patience=2, checkpoint_every=2,
+    )  # fmt: skip
+    with mock.patch.object(trainer, "dual_mrr", side_effect=scores):
+        result = train(job)  # 0.5 at step 4; not better at 6 and 8.
+    assert [step for step, _ in result.history] == [2, 4, 6, 8]
+    assert (result.best_step, len(losses(job))) == (4, 8)
+    with mock.patch.object(trainer, "dual_mrr", side_effect=AssertionError):
+        assert train(job) == result
+
+
+def test_a_micro_shard_is_halved_until_it_fits_and_remembered(
+    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.0), micro_shard=8, checkpoint_every=2)
+    with mock.patch.object(Trainer, "_fits", lambda _, size: size <= 2):
+        assert train(job).micro_shard == 2
+    assert "micro_shard 8 does not fit" in caplog.text
+    assert json.loads((tmp_path / "choices.json").read_text()) == {"micro_shard": 2}
+    with mock.patch.object(Trainer, "_fits", side_effect=AssertionError):
+        assert train(job).micro_shard == 2
+    same = data.job("dual", tmp_path / "same", data.dual(dropout=0.0), micro_shard=2)
+    train(same)
+    assert_same_bytes(job, same)
+
+
+def test_with_dropout_a_micro_shard_that_does_not_fit_stops_the_run(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.1), micro_shard=8)
+    with (
+        mock.patch.object(Trainer, "_fits", lambda _, size: size <= 2),
+        pytest.raises(UserError, match=r"micro_shard 8 does not fit .* set it to 4"),
+    ):
+        train(job)
+
+
+@pytest.mark.parametrize("kind", ["dual", "cross"])
+def test_the_worst_case_is_the_longest_shard(data: TrainingData, tmp_path: Path, kind: str) -> None:
+    weights = data.dual(dropout=0.0) if kind == "dual" else data.cross(dropout=0.0)
+    run = Trainer(data.job(kind, tmp_path, weights), CPU)
+    run.step_of.worst_case(3).backward()
+    assert run.gradient.values.any()
+
+
+def test_auto_precision_is_decided_once(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.0), precision="auto")
+    with mock.patch.object(trainer, "choose_precision", return_value="bfloat16"):
+        assert Trainer(job, CPU).job.precision == "bfloat16"
+    with mock.patch.object(trainer, "choose_precision", side_effect=AssertionError):
+        assert train(job).precision == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", ["dual", "cross"])
+def test_recomputing_activations_gives_the_same_bytes_with_dropout(
+    data: TrainingData, tmp_path: Path, kind: str
+) -> None:
+    weights = data.dual(dropout=0.1) if kind == "dual" else data.cross(dropout=0.1)
+    kept, again = (
+        data.job(kind, tmp_path / str(recompute), weights, recompute=recompute)
+        for recompute in (False, True)
+    )
+    train(kept)
+    train(again)
+    assert losses(kept) == losses(again)
+    assert_same_bytes(kept, again)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses(data: TrainingData, tmp_path: Path) -> None:
+    plain, compiled = (
+        data.job("dual", tmp_path / str(on), data.dual(dropout=0.0, pooling="mean"), compile=on)
+        for on in (False, True)
+    )
+    train(plain)
+    train(compiled)
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_adversarial_steps_leave_the_embeddings_where_adam_puts_them(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    run = Trainer(data.job("cross", tmp_path, data.cross(dropout=0.1), adversarial=0.5), CPU)
+    assert isinstance(run.model, CrossEncoder)
+    table = run.model.model.get_input_embeddings().weight
+    before = table.detach().clone()
+    run.gradient_of(0)
+    assert torch.equal(table, before)
+
+
+def test_masks_are_counted_and_similarities_told(data: TrainingData, tmp_path: Path) -> None:
+    weights = data.dual(dropout=0.0, towers="one", similarity="cosine", temperature=0.05)
+    job = data.job("dual", tmp_path, weights, mask_margin=0.0, epochs=1)
+    train(job)
+    line = next(line for line in read_log(job) if "loss" in line)
+    assert line["hardest_negative"] <= line["positive"]  # What is nearer was masked.
+    assert line["masked_by_margin"] > 0
+    cells = 10 * 10 * WIDTH
+    assert line["masked_share"] == (line["masked"] + line["masked_by_margin"]) / cells
+
+
+def test_tensorboard_is_told_every_step(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job(
+        "dual", tmp_path, data.dual(dropout=0.0), dev=data.dev(), trackers=("tensorboard",)
+    )
+    train(job)
+    events = list((tmp_path / "tensorboard").glob("events.*"))
+    assert len(events) == 1
+    told = events[0].read_bytes()
+    assert told.count(b"gradient_norm") == 4
+    assert told.count(b"dev_mrr_10") == 1  # Its names allow no "@".

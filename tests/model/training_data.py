@@ -14,7 +14,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.tokens import Tokenizer
 from rocketray.model.trainer import Dev, Job
-from rocketray.schema import EXAMPLES, QRELS
+from rocketray.schema import EXAMPLES, QRELS, SCORED
 
 WORDS = [f"w{chr(97 + i)}{chr(97 + j)}" for i in range(4) for j in range(10)] + ["poison"]
 QUERIES, PASSAGES, NEGATIVES = 20, 40, 2
@@ -39,6 +39,7 @@ class TrainingData:
         )
         self.qrels = _version(folder, "qrels", {"table": _qrels()})
         self.examples = _version(folder, "examples", {"table": _examples(random)})
+        self.scored = _version(folder, "scored", {"table": _scored()})
 
     def dual(self, **settings: Any) -> Path:
         """Initial weights of a dual encoder; settings as for `DualEncoder.create`."""
@@ -94,18 +95,31 @@ def _qrels() -> pa.Table:
 
 def _examples(random: np.random.Generator) -> pa.Table:
     negatives = [random.choice(np.arange(q + 2, q + 20), NEGATIVES) for q in range(QUERIES)]
-    missing = [[float("nan")] * NEGATIVES] * QUERIES
+    # Every third positive and every fifth negative was never scored.
+    ce = random.random((QUERIES, 1 + NEGATIVES))
+    ce[::3, 0] = ce[::5, 1] = np.nan
     columns = [
         range(QUERIES),
         range(QUERIES),
         [0] * QUERIES,
         [row.tolist() for row in negatives],
         ["labelled"] * QUERIES,
-        [float("nan")] * QUERIES,
-        missing,
+        ce[:, 0],
+        ce[:, 1:].tolist(),
     ]
     arrays = [pa.array(list(c), field.type) for c, field in zip(columns, EXAMPLES, strict=True)]
     return pa.table(arrays, schema=EXAMPLES)
+
+
+def _scored() -> pa.Table:
+    """The cross-encoder finds that passage i + 3 answers query i, too, and i + 4 hardly."""
+    columns = {
+        "query": range(QUERIES),
+        "passages": [[q + 4, q + 3] for q in range(QUERIES)],
+        "scores": [[2.0, 1.0]] * QUERIES,
+        "ce_scores": [[0.4, 0.95]] * QUERIES,
+    }
+    return pa.table({k: pa.array(list(v), SCORED.field(k).type) for k, v in columns.items()})
 
 
 def _version(folder: Path, name: str, parts: dict[str, Any]) -> Path:

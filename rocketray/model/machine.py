@@ -1,0 +1,61 @@
+"""What this machine is good at: measured, for choices that a run makes once and writes down."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float64"]
+
+CLEARLY = 1.3
+"""bfloat16 must be this much faster than float32 to be chosen on a CPU."""
+
+
+def choose_precision(device: torch.device) -> Precision:
+    """What `auto` becomes: bfloat16 on a GPU that has it; on a CPU only where it is clearly faster.
+
+    Most CPUs convert bfloat16 back and forth and lose time; those with matrix units gain.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "tf32"
+    faster = matmul_flops(device, torch.bfloat16) / matmul_flops(device, torch.float32)
+    return "bfloat16" if faster >= CLEARLY else "float32"
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
+    """Floating-point operations per second of a linear layer of BERT-base's shape: the limit
+    that utilisation is measured against. Times the best of several, to shut out other work."""
+    rows, width, inner = (16_384 if device.type == "cuda" else 1024), 768, 3072
+    x, w = (
+        torch.ones(rows, width, dtype=dtype, device=device),
+        torch.ones(inner, width, dtype=dtype, device=device),
+    )
+    _timed_linear(x, w)  # The first call chooses kernels.
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = min(best, _timed_linear(x, w))
+    return 2.0 * rows * width * inner / best
+
+
+def _timed_linear(x: torch.Tensor, w: torch.Tensor) -> float:
+    start = time.perf_counter()
+    torch.nn.functional.linear(x, w)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this process has held, of the GPU's memory or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,88 @@
+"""Where training's numbers go beside the JSON-lines log: TensorBoard, MLflow, Weights & Biases.
+
+One worker tells them. MLflow and W&B are extras (`pip install rocketray[mlflow]`, `[wandb]`), and
+are told by their own environment variables where to send things (MLFLOW_TRACKING_URI,
+WANDB_MODE=offline ...).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rocketray.errors import UserError
+
+Name = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class Tracker(Protocol):
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+def start(names: tuple[Name, ...], run: str, folder: Path, done: int) -> list[Tracker]:
+    """Trackers of one training run.
+
+    Args:
+        run: what people call it, such as "dual_0".
+        folder: the version's own, so it tells one run from another.
+        done: steps that are done already; what was told of later ones is replaced where it can be.
+    """
+    kinds: Mapping[str, Any] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": Wandb}
+    return [kinds[name](run, folder, done) for name in names]
+
+
+class TensorBoard:
+    """Event files in `FOLDER/tensorboard`: `tensorboard --logdir` on the run's `stages`."""
+
+    def __init__(self, run: str, folder: Path, done: int) -> None:
+        writer = _package("tensorboardX", "tensorboard").SummaryWriter
+        self.writer = writer(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class MLflow:
+    """A run of MLflow; going on after a stop begins another, with the same name."""
+
+    def __init__(self, run: str, folder: Path, done: int) -> None:
+        self.mlflow = _package("mlflow", "mlflow")
+        self.mlflow.start_run(run_name=run, tags={"folder": str(folder), "from_step": str(done)})
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        # Its names allow no "@".
+        self.mlflow.log_metrics({k.replace("@", "_"): v for k, v in values.items()}, step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+class Wandb:
+    """A run of W&B's project `rocketray`, the same one after a stop."""
+
+    def __init__(self, run: str, folder: Path, done: int) -> None:
+        wandb = _package("wandb", "wandb")
+        self.run = wandb.init(project="rocketray", name=run, id=folder.name, resume="allow")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"cluster.train.trackers names {extra!r}, but the package {name} is not installed:"
+            f" pip install 'rocketray[{extra}]'."
+        ) from error
