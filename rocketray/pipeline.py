@@ -480,26 +480,32 @@ def _merged(flow: Workflow, specs: Sequence[tuple[Spec, int]]) -> list[Version]:
 
 def lexical(flow: Workflow, ready: Ready, purpose: str, k: int) -> Version:
     """BM25 over a purpose's queries."""
-    (run,) = flow.bulk(
-        Spec(
-            name=f"bm25_{purpose}",
-            stage=Lexical,
-            inputs={
-                "passages": ready.tables.passages,
-                "queries": ready.tables.chosen[purpose],
-                "texts": ready.tables.queries,
-            },
-            settings={"k": k},
-            over="queries",
-        )
+    return flow.bulk(_lexical_spec(ready, purpose, k))[0]
+
+
+def _lexical_spec(ready: Ready, purpose: str, k: int) -> Spec:
+    return Spec(
+        name=f"bm25_{purpose}",
+        stage=Lexical,
+        inputs={
+            "passages": ready.tables.passages,
+            "queries": ready.tables.chosen[purpose],
+            "texts": ready.tables.queries,
+        },
+        settings={"k": k},
+        over="queries",
     )
-    return run
 
 
 def score(
-    flow: Workflow, ready: Ready, name: str, run: Version, cross: Version, depth: int
-) -> Version:
-    """A run's top passages with the cross-encoder's probabilities; known pairs are not scored."""
+    flow: Workflow, ready: Ready, name: str, run: Version, cross: Version, depth: int,
+    beside: Sequence[Spec] = (),
+) -> Version:  # fmt: skip
+    """A run's top passages with the cross-encoder's probabilities; known pairs are not scored.
+
+    Args:
+        beside: other work for the same pool of workers.
+    """
     store = flow.folder.path / "pairs" / cross.digest
     spec = Spec(
         name=name,
@@ -515,7 +521,7 @@ def score(
     )
     draft = flow.folder.draft(name, spec.identity())
     known = _known_pairs(draft.path / "known.json", store)
-    (scored,) = flow.bulk(replace(spec, given={"known": known}))
+    scored = flow.bulk(replace(spec, given={"known": known}), *beside)[0]
     _keep_pairs(scored, store)
     return scored
 
@@ -609,12 +615,16 @@ def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | N
 
 
 def rerank(flow: Workflow, ready: Ready, cross: Version) -> None:
-    """The cross-encoder over dual_2's answers to the test questions."""
-    depth = flow.recipe.evaluate.rerank
-    if depth and "dual_2_test" in flow.made:
-        score(flow, ready, "dual_2_test_scored", flow.made["dual_2_test"], cross, depth)
-    if flow.recipe.evaluate.bm25 and "test" in ready.tables.chosen:
-        lexical(flow, ready, "test", flow.recipe.evaluate.k)
+    """The cross-encoder over dual_2's answers to the test questions, and BM25's own answers."""
+    if "test" not in ready.tables.chosen:
+        return
+    told = flow.recipe.evaluate
+    bm25 = [_lexical_spec(ready, "test", told.k)] if told.bm25 else []
+    if told.rerank:
+        run = flow.made["dual_2_test"]
+        score(flow, ready, "dual_2_test_scored", run, cross, told.rerank, bm25)
+    elif bm25:
+        flow.bulk(*bm25)
 
 
 # --------------------------------------------------------------------------------------- examples
@@ -729,8 +739,7 @@ def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Ve
 
 def dual_settings(told: DualStep) -> dict[str, Any]:
     """What only a dual encoder is told."""
-    names = {"in_batch", "mask_known", "mask_ce_above", "mask_margin", "loss", "dimensions",
-             "grad_cache"}  # fmt: skip
+    names = {"in_batch", "mask_known", "mask_ce_above", "mask_margin", "loss", "dimensions"}
     return told.model_dump(include=names)
 
 
@@ -762,9 +771,12 @@ def train(
     if not inputs["examples"].rows:
         raise UserError(f"{name} has no training example: every question lost its negatives.")
     fields = ("epochs", "global_batch", "micro_shard", "learning_rate", "warmup", "schedule",
-              "weight_decay", "clip", "evaluations", "patience", "precision", "recompute",
+              "weight_decay", "clip", "evaluations", "patience", "precision",
               "compile")  # fmt: skip
     settings = {**{field: getattr(told, field) for field in fields}, **extra}
+    # Change no byte, so a run that needs more memory or patience goes on with the rest.
+    beside = {field: getattr(told, field) for field in ("recompute", "checkpoint_every")}
+    beside |= {"grad_cache": told.grad_cache} if isinstance(told, DualStep) else {}
     settings["seed"] = flow.recipe.seed
     read = dict(inputs) | {f"scored_{number}": version for number, version in enumerate(scored)}
     identity = {
@@ -780,17 +792,16 @@ def train(
         arguments: dict[str, Any] = {**paths, **settings}
         job = Job(
             kind=kind, out=folder, dev=dev, log_path=log, name=name,
-            scored=tuple(version.path for version in scored),
-            checkpoint_every=told.checkpoint_every, **arguments,
+            scored=tuple(version.path for version in scored), **beside, **arguments,
         )  # fmt: skip
         steps = _steps(told, inputs["examples"])
         with flow.display.meter(name, steps, "steps") as meter, followed(log, _show(meter)):
             result = training.fit(job, flow.recipe.cluster)
-        for leftover in ("checkpoints", "best", "ray_train"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
         return {k: v for k, v in asdict(result).items() if k != "history"}
 
     model = flow.files(name, identity, list(read.values()), make)
+    for leftover in ("checkpoints", "best", "ray_train"):  # Only now: until then they are needed.
+        shutil.rmtree(model.path / leftover, ignore_errors=True)
     _show_copy(flow, model)
     return model
 

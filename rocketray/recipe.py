@@ -163,6 +163,18 @@ class FirstStep(DualStep):
     copies: Positive = 1
     """Rows per positive, each with another negative (4 on MS MARCO)."""
 
+    @model_validator(mode="after")
+    def _unscored(self) -> Self:
+        asked = {"loss.kl": self.loss.kl, "loss.margin_mse": self.loss.margin_mse,
+                 "mask_ce_above": self.mask_ce_above is not None}  # fmt: skip
+        for field, value in asked.items():
+            if value:
+                raise ValueError(
+                    f"{field} needs ce_scores, and nothing has been scored yet when dual_0 is"
+                    " trained; it belongs to dual_1 and dual_2"
+                )
+        return self
+
 
 class HardStep(DualStep):
     negatives: Positive = 1
@@ -307,6 +319,12 @@ class TrainCluster(Model):
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Who is told the numbers of every step, beside `logs/*.jsonl`. mlflow and wandb are extras."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is above workers ({self.workers})")
+        return self
+
 
 class BulkCluster(Model):
     actors: Count | None = None
@@ -337,6 +355,16 @@ class Recipe(Model):
     evaluate: Evaluate = Evaluate()
     blocks: Blocks = Blocks()
     cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _scored(self) -> Self:
+        for name in ("dual_1", "dual_2"):
+            told: HardStep = getattr(self.steps, name)
+            if self.denoise.off and (told.loss.kl or told.loss.margin_mse):
+                raise ValueError(
+                    f"steps.{name}.loss distils ce_scores, and with denoise.off there are none"
+                )
+        return self
 
 
 # -------------------------------------------------------------------------------------- loading

@@ -154,3 +154,22 @@ def test_unknown_recipes(tmp_path: Path) -> None:
 def test_off_is_a_field_although_yaml_reads_false(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("denoise: {off: true}\n")
     assert load(str(tmp_path / "mine.yaml")).denoise.off
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps.dual_0.loss.kl=1", "loss.kl needs ce_scores"),
+        ("steps.dual_0.mask_ce_above=0.9", "mask_ce_above needs ce_scores"),
+        ("cluster.train.min_workers=8", r"min_workers \(8\) is above workers \(2\)"),
+        ("steps.dual_1.loss.contrastive=0", "nothing to train for"),
+    ],
+)
+def test_settings_that_could_not_act_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load("small", [override])
+
+
+def test_distilling_scores_that_nobody_makes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"steps.dual_2.loss distils .* denoise.off"):
+        load("small", ["steps.dual_2.loss.kl=1", "denoise.off=true"])

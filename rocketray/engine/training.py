@@ -13,6 +13,7 @@ from typing import Any
 
 from rocketray.engine.cluster import connect, has_gpus
 from rocketray.errors import UserError
+from rocketray.model import trackers
 from rocketray.model.trainer import Job, Result, train
 from rocketray.recipe import Cluster
 
@@ -23,11 +24,10 @@ def fit(job: Job, cluster: Cluster) -> Result:
     Raises:
         UserError: training cannot go on and the user can mend it.
     """
-    workers = cluster.train.workers
-    threads = cluster.train.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
-    job = replace(job, threads=threads, trackers=cluster.train.trackers)
-    if workers == 0:
-        return train(job)
+    trackers.check(cluster.train.trackers)
+    job = replace(job, threads=cluster.train.threads, trackers=cluster.train.trackers)
+    if cluster.train.workers == 0:
+        return train(replace(job, threads=job.threads or os.cpu_count()))
     connect(cluster)
     use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
     answer = _fit_on_ray(job, cluster, use_gpu)
@@ -61,9 +61,14 @@ def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
 
 
 def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.train import get_context
     from ray.train.torch import get_device
 
+    job: Job = config["job"]
+    if job.threads is None:  # This machine's cores, shared with the workers beside this one.
+        beside = get_context().get_local_world_size()
+        job = replace(job, threads=max(1, len(os.sched_getaffinity(0)) // beside))
     try:
-        return asdict(train(config["job"], device=get_device()))
+        return asdict(train(job, device=get_device()))
     except UserError as error:  # Ours to explain, not Ray's to retry.
         return {"error": str(error)}

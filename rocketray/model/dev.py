@@ -4,7 +4,7 @@ Work is shared over workers in fixed batches; each fills its places in a tensor 
 tensors are summed, which is exact. So the number does not depend on who computed what.
 """
 
-# Shapes: Q dev queries, P pool passages, C queries of a chunk, D embedding size.
+# Shapes: Q dev queries, P pool passages, B passages of a batch, K the ten best, D embedding size.
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from rocketray.model.inference import CPU_TOKENS, GPU_TOKENS
 from rocketray.model.order import share
 from rocketray.model.steps import Feed
 from rocketray.model.tokens import batches_by_budget
+from rocketray.model.top_k import best, in_order
 
 CUTOFF = 10
-CHUNK = 256
-"""Queries whose scores against the pool exist at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,22 +42,58 @@ class Dev:
 
 @torch.no_grad()
 def dual_mrr(model: DualEncoder, feed: Feed, dev: Dev) -> float:
-    """MRR@10 of ranking the whole pool for every dev query."""
+    """MRR@10 of ranking the whole pool for every dev query.
+
+    A worker holds one batch of passages at a time and the ten best places of each query, so the
+    pool may be the whole corpus.
+    """
     if dev.pool is None:
         raise ValueError("a dual encoder is judged on a pool, and dev has none.")
     pool_P = np.unique(dev.pool)  # Sorted, so that position order is row order.
-    q_QD, p_PD = _queries(model, feed, dev.queries), _passages(model, feed, pool_P)
+    scores_QK, places_QK = _nearest(model, feed, _queries(model, feed, dev.queries), pool_P)
+    found = [
+        reciprocal_rank_of(pool_P[places_K[scores_K > -np.inf]], relevant)
+        for scores_K, places_K, relevant in zip(scores_QK, places_QK, dev.relevant, strict=True)
+    ]
+    return float(np.mean(found))
 
-    def reciprocal_ranks(rows: np.ndarray) -> torch.Tensor:
-        scores = (q_QD[torch.from_numpy(rows).to(q_QD.device)] @ p_PD.T).cpu().numpy()
-        found = [
-            reciprocal_rank(scores_P, np.flatnonzero(np.isin(pool_P, dev.relevant[row])))
-            for row, scores_P in zip(rows, scores, strict=True)
-        ]
-        return torch.tensor(found, dtype=p_PD.dtype, device=p_PD.device)
 
-    chunks = np.split(np.arange(len(q_QD)), range(CHUNK, len(q_QD), CHUNK))
-    return float(_fill((len(q_QD),), chunks, reciprocal_ranks, like=p_PD).double().mean())
+def _nearest(
+    model: DualEncoder, feed: Feed, q_QD: torch.Tensor, pool_P: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and places of each query's ten best passages, best first, the same on every worker."""
+    limit, prompt = model.passage_length, model.passage_prompt
+    lengths = feed.assembler.passage_lengths(feed.passages, pool_P, limit, prompt)
+    batches = batches_by_budget(lengths, _budget(feed))
+    rank, world = workers()
+    scores_QK = np.full((len(q_QD), CUTOFF), -np.inf, dtype=q_QD.cpu().numpy().dtype)
+    places_QK = np.zeros((len(q_QD), CUTOFF), np.int64)
+    for places in batches[share(len(batches), rank, world)]:
+        batch = feed.assembler.passages(feed.passages, pool_P[places], limit, prompt)
+        scores_QB = (q_QD @ feed.through(model.embed_passages, batch).T).cpu().numpy()
+        scores_QB[np.isnan(scores_QB)] = -np.inf  # What is no number is not found.
+        places_QB = np.broadcast_to(places, scores_QB.shape)
+        scores = np.concatenate([scores_QK, scores_QB], axis=1)
+        scores_QK, places_QK = best(scores, np.concatenate([places_QK, places_QB], axis=1), CUTOFF)
+    all_scores, all_places = _side_by_side(scores_QK, feed), _side_by_side(places_QK, feed)
+    return in_order(all_scores, all_places, CUTOFF)
+
+
+def _side_by_side(mine_QK: np.ndarray, feed: Feed) -> np.ndarray:
+    """[Q, K * workers]: what each worker has. Sums of its numbers and zeros are exact."""
+    rank, world = workers()
+    filled = torch.zeros(
+        len(mine_QK), world, mine_QK.shape[1], dtype=torch.from_numpy(mine_QK).dtype
+    )
+    filled[:, rank] = torch.from_numpy(mine_QK)
+    summed: np.ndarray = sum_over_workers(filled.to(feed.device)).flatten(1).cpu().numpy()
+    return summed
+
+
+def reciprocal_rank_of(ranked: np.ndarray, relevant: np.ndarray) -> float:
+    """1 / rank of the first relevant passage of a ranked list, 0 where there is none."""
+    places = np.flatnonzero(np.isin(ranked, relevant))
+    return 1 / (1 + int(places[0])) if len(places) else 0.0
 
 
 @torch.no_grad()
@@ -111,17 +146,6 @@ def _queries(model: DualEncoder, feed: Feed, rows: np.ndarray) -> torch.Tensor:
     def embed(places: np.ndarray) -> torch.Tensor:
         batch = feed.assembler.queries(feed.queries, rows[places], limit, prompt)
         return feed.through(model.embed_queries, batch)
-
-    return _embeddings(model, feed, lengths, embed)
-
-
-def _passages(model: DualEncoder, feed: Feed, rows: np.ndarray) -> torch.Tensor:
-    limit, prompt = model.passage_length, model.passage_prompt
-    lengths = feed.assembler.passage_lengths(feed.passages, rows, limit, prompt)
-
-    def embed(places: np.ndarray) -> torch.Tensor:
-        batch = feed.assembler.passages(feed.passages, rows[places], limit, prompt)
-        return feed.through(model.embed_passages, batch)
 
     return _embeddings(model, feed, lengths, embed)
 

@@ -32,16 +32,13 @@ class Flops:
 
     @cached_property
     def weights(self) -> int:
-        """Parameters that multiply: matrices, less the embedding tables, which are looked up."""
-        tables = {
-            id(p)
-            for m in self._tower.modules()
-            if isinstance(m, nn.Embedding)
-            for p in m.parameters()
-        }
-        return sum(
-            p.numel() for p in self._tower.parameters() if p.ndim >= 2 and id(p) not in tables
-        )
+        """Parameters of the layers' matrices: what every token is multiplied by."""
+        stacks = [
+            module
+            for module in self._tower.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == self.layers
+        ]
+        return sum(p.numel() for stack in stacks for p in stack.parameters() if p.ndim >= 2)
 
     def forward(self, mask_RT: torch.Tensor) -> float:
         """2 for each weight and token, and 4 * layers * width for each two tokens of a row."""

@@ -140,7 +140,11 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients = [None if g is None else g * upstream[0].to(g) for g in ctx.gradients]
+        if ctx.gradients is None:
+            raise RuntimeError("this loss can be differentiated once: compute it again.")
+        # In place: they are as large as all embeddings, and nobody else holds them.
+        gradients = [None if g is None else g.mul_(upstream[0]) for g in ctx.gradients]
+        ctx.gradients = None
         return *gradients, None, None, None, None, None
 
 
@@ -212,7 +216,8 @@ def margin_mse_loss(
     teacher_BS = _logits(ce_scores_BS.to(similarities_BS))
     student_BS = similarities_BS / temperature
     gaps_BN = (student_BS[:, :1] - student_BS[:, 1:]) - (teacher_BS[:, :1] - teacher_BS[:, 1:])
-    known_BN = ~gaps_BN.isnan()
+    # By the teacher alone: a student without numbers must not pass for an unscored pair.
+    known_BN = ~(ce_scores_BS[:, :1].isnan() | ce_scores_BS[:, 1:].isnan())
     squares_BN = gaps_BN.masked_fill(~known_BN, 0.0).square()
     return (squares_BN.sum(1) / known_BN.sum(1).clamp(min=1)).sum()
 

@@ -1,5 +1,7 @@
 """What this machine is good at: measured, for choices that a run makes once and writes down."""
 
+# Shapes: R rows, D width, I inner width of a linear layer.
+
 from __future__ import annotations
 
 import resource
@@ -30,23 +32,31 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.15
     """Floating-point operations per second of a linear layer of BERT-base's shape: the limit
     that utilisation is measured against. Times the best of several, to shut out other work."""
     rows, width, inner = (16_384 if device.type == "cuda" else 1024), 768, 3072
-    x, w = (
-        torch.ones(rows, width, dtype=dtype, device=device),
-        torch.ones(inner, width, dtype=dtype, device=device),
+    # Of its own generator, so that nobody's random numbers move. Ones would multiply too easily.
+    generator = torch.Generator(device).manual_seed(0)
+    x_RD, w_ID = (
+        torch.randn(shape, generator=generator, device=device).to(dtype)
+        for shape in ((rows, width), (inner, width))
     )
-    _timed_linear(x, w)  # The first call chooses kernels.
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        best = min(best, _timed_linear(x, w))
+    with torch.no_grad():
+        _timed_linear(x_RD, w_ID)  # The first call chooses kernels.
+        best, end = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            best = min(best, _timed_linear(x_RD, w_ID))
     return 2.0 * rows * width * inner / best
 
 
-def _timed_linear(x: torch.Tensor, w: torch.Tensor) -> float:
+def _timed_linear(x_RD: torch.Tensor, w_ID: torch.Tensor) -> float:
+    """Seconds of one product; on a GPU the mean of many, as a launch takes as long as one."""
+    times = 20 if x_RD.is_cuda else 1
+    if x_RD.is_cuda:
+        torch.cuda.synchronize(x_RD.device)
     start = time.perf_counter()
-    torch.nn.functional.linear(x, w)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - start
+    for _ in range(times):
+        torch.nn.functional.linear(x_RD, w_ID)
+    if x_RD.is_cuda:
+        torch.cuda.synchronize(x_RD.device)
+    return (time.perf_counter() - start) / times
 
 
 def peak_memory(device: torch.device) -> int:
@@ -58,4 +68,5 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -5,7 +5,7 @@ the parameters' `.grad`; summed over workers it is the gradient of the global me
 """
 
 # Shapes: R rows of the global batch, B rows on this worker, S passages of a row (the positive and
-# its negatives), G columns (R * S), D embedding size.
+# its negatives), G columns (R * S), V words of the vocabulary, D embedding size.
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class DualStep:
         return len(self.examples.queries_N)
 
     @property
-    def rows_per_unit(self) -> int:
+    def units_per_row(self) -> int:
         """How many units of the global batch (examples) make a row of the order."""
         return 1
 
@@ -193,7 +193,8 @@ class DualStep:
             return q_BD, self.feed.through(self.model.embed_passages, passages)
 
         cache = GradCache(forward, shares.mine, self._empty(), recompute=self.grad_cache)
-        losses = self._losses(cache, shares, masks, self.examples.ce_NS[examples_R])
+        with exact_products():
+            losses = self._losses(cache, shares, masks, self.examples.ce_NS[examples_R])
         (losses["loss"] / len(examples_R)).backward()
         cache.backward()
         sums: dict[str, torch.Tensor | float] = {
@@ -203,7 +204,7 @@ class DualStep:
         sums["flops"] = self._flops(batches.values())
         finite_B = cache.q_BD.isfinite().all(1)
         finite_B &= cache.p_BD.isfinite().all(1).view(-1, self.examples.width).all(1)
-        columns = len(examples_R) * len(columns_G)
+        columns = _seen(len(examples_R), groups_R) * self.examples.width
         return Tally(sums, masks.count, columns, examples_R, shares.start, finite_B)
 
     def _losses(
@@ -233,12 +234,12 @@ class DualStep:
             if told.passage:
                 loss = loss + told.passage * passage_loss(q_BD, columns_GD, places_B, **settings)
             if told.kl or told.margin_mse:
-                own_BSD = self._cut(cache.p_BD, size).view(len(q_BD), width, -1)
+                own_BSD = self._cut(cache.p_BD, size).view(len(q_BD), width, size)
                 similarities_BS = torch.einsum("bd,bsd->bs", q_BD, own_BSD)
-                pair = similarities_BS, ce_BS
-                temperature = self.model.temperature
-                loss = loss + told.kl * kl_loss(*pair, temperature=temperature)
-                loss = loss + told.margin_mse * margin_mse_loss(*pair, temperature=temperature)
+                for weight, distil in ((told.kl, kl_loss), (told.margin_mse, margin_mse_loss)):
+                    if weight:
+                        term = distil(similarities_BS, ce_BS, temperature=self.model.temperature)
+                        loss = loss + weight * term
         watched = contrast._asdict() if contrast else {}  # Of the last and largest dimension.
         return {**watched, "loss": loss / len(sizes)}
 
@@ -318,10 +319,10 @@ class CrossStep:
 
     @property
     def rows(self) -> int:
-        return self.examples.passages_NS.size // self.rows_per_unit
+        return self.examples.passages_NS.size // self.units_per_row
 
     @property
-    def rows_per_unit(self) -> int:
+    def units_per_row(self) -> int:
         """How many units of the global batch (pairs) make a row of the order."""
         return self.examples.width if self.listwise else 1
 
@@ -329,7 +330,7 @@ class CrossStep:
         return self.examples.width - 1
 
     def __call__(self, step: int, rows_R: np.ndarray) -> Tally:
-        each = self.rows_per_unit
+        each = self.units_per_row
         micro_rows = max(1, self.micro_shard // each)
         rows_R = rows_R[arrange(self._lengths(rows_R), micro_rows)]
         shares = Shares(len(rows_R), micro_rows)
@@ -370,36 +371,39 @@ class CrossStep:
         if not self.adversarial:
             yield
             return
-        table = self.model.model.get_input_embeddings().weight
-        direction = torch.zeros_like(table)
+        table_VD = self.model.model.get_input_embeddings().weight
+        direction_VD = torch.zeros_like(table_VD)
         self.model.eval()
         for batch, labels_B in batches:
             loss = self._loss(self.feed.through(self.model.logits, batch), labels_B) / rows
-            direction += torch.autograd.grad(loss, table)[0]
+            direction_VD += torch.autograd.grad(loss, table_VD)[0]
         self.model.train()
-        sum_over_workers(direction)
-        before = table.detach().clone()
+        sum_over_workers(direction_VD)
+        before_VD = table_VD.detach().clone()
+        length = torch.linalg.vector_norm(direction_VD).clamp(min=1e-12)
         with torch.no_grad():
-            table.add_(self.adversarial * direction / direction.norm().clamp(min=1e-12))
+            table_VD.add_(direction_VD, alpha=float(self.adversarial / length))
         try:
             yield
         finally:
             with torch.no_grad():
-                table.copy_(before)
+                table_VD.copy_(before_VD)
 
-    def worst_case(self, rows: int) -> torch.Tensor:
-        """Forward a shard of `rows` pairs of the greatest length; a sum to differentiate."""
-        batch = _longest_batch(self.feed, rows, self.model.length)
+    def worst_case(self, pairs: int) -> torch.Tensor:
+        """Forward a shard of about `pairs` pairs of the greatest length; a sum to differentiate."""
+        whole = max(1, pairs // self.units_per_row) * self.units_per_row
+        batch = _longest_batch(self.feed, whole, self.model.length)
         return self.feed.through(self.model.logits, batch).sum()
 
     def _flops(self, batches: Iterable[Batch]) -> float:
         counter = Flops(self.model.model, first_token=self.model.reads_first_token_only)
-        passes = BACKWARD * (2 if self.adversarial else 1)
+        # The adversarial pass needs no gradient by weights: two forwards more.
+        passes = BACKWARD + (2 if self.adversarial else 0)
         return passes * sum(counter.forward(batch["attention_mask"]) for batch in batches)
 
     def _pairs(self, rows_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of rows of the order: the example of every pair, and its place there."""
-        each = self.rows_per_unit
+        each = self.units_per_row
         pairs = (rows_R[:, None] * each + np.arange(each)).ravel()
         examples, places = np.divmod(pairs, self.examples.width)
         return examples, places
@@ -438,6 +442,24 @@ def _longest_batch(feed: Feed, rows: int, length: int) -> Batch:
     names += ["token_type_ids"] if feed.assembler.tokenizer.makes_types else []
     batch = {name: torch.zeros(rows, length, dtype=torch.int64) for name in names}
     return batch | {"attention_mask": torch.ones(rows, length, dtype=torch.int64)}
+
+
+def _seen(rows: int, groups_R: np.ndarray | None) -> int:
+    """Cells of rows and rows whose passages they see: all, or those of their own group."""
+    if groups_R is None:
+        return rows * rows
+    return int(np.square(np.bincount(groups_R)).sum())
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """No TF32 in the loss: it has ten bits of a similarity that is divided by a temperature."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _tokens(batches: Iterable[Batch]) -> int:

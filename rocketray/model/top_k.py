@@ -32,11 +32,11 @@ def top_k(
         rows_P = np.arange(first_row, first_row + len(p_PD))
         scores = np.concatenate([scores_Qk, scores_QP.numpy()], axis=1)
         rows = np.concatenate([rows_Qk, np.broadcast_to(rows_P, scores_QP.shape)], axis=1)
-        scores_Qk, rows_Qk = _best(scores, rows, k)
+        scores_Qk, rows_Qk = best(scores, rows, k)
     return in_order(scores_Qk, rows_Qk, k)
 
 
-def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of each line, unordered, boundary ties decided by row number."""
     if scores.shape[1] <= k:
         return scores, rows

@@ -7,14 +7,24 @@ WANDB_MODE=offline ...).
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rocketray.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Name = Literal["tensorboard", "mlflow", "wandb"]
+PACKAGES: Mapping[Name, str] = {
+    "tensorboard": "tensorboardX",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+}
 
 
 class Tracker(Protocol):
@@ -22,16 +32,52 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def start(names: tuple[Name, ...], run: str, folder: Path, done: int) -> list[Tracker]:
-    """Trackers of one training run.
+def check(names: tuple[Name, ...]) -> None:
+    """Before anything is started: are the packages there?
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        _package(PACKAGES[name], name)
+
+
+class Trackers:
+    """All of a run's trackers. One that fails is left out from then on: training matters more.
 
     Args:
         run: what people call it, such as "dual_0".
         folder: the version's own, so it tells one run from another.
         done: steps that are done already; what was told of later ones is replaced where it can be.
     """
-    kinds: Mapping[str, Any] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": Wandb}
-    return [kinds[name](run, folder, done) for name in names]
+
+    def __init__(self, names: tuple[Name, ...], run: str, folder: Path, done: int) -> None:
+        kinds: Mapping[str, Any] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": Wandb}
+        self._all: list[Tracker] = []
+        for name in names:
+            with self._spared(name, done):
+                self._all.append(kinds[name](run, folder, done))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in list(self._all):
+            with self._spared(tracker, step):
+                tracker.log(step, values)
+
+    def close(self) -> None:
+        for tracker in list(self._all):
+            with self._spared(tracker, None):
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _spared(self, tracker: Tracker | Name, step: int | None) -> Iterator[None]:
+        """Networks, quotas, disks: theirs to fail, never ours."""
+        try:
+            yield
+        except Exception as error:
+            name = tracker if isinstance(tracker, str) else type(tracker).__name__
+            log.warning("%s failed at step %s and is told no more: %r", name, step, error)
+            if not isinstance(tracker, str):
+                self._all.remove(tracker)
 
 
 class TensorBoard:
@@ -39,7 +85,7 @@ class TensorBoard:
 
     def __init__(self, run: str, folder: Path, done: int) -> None:
         writer = _package("tensorboardX", "tensorboard").SummaryWriter
-        self.writer = writer(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+        self.writer = writer(str(folder / "tensorboard"), purge_step=done + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -69,7 +115,9 @@ class Wandb:
 
     def __init__(self, run: str, folder: Path, done: int) -> None:
         wandb = _package("wandb", "wandb")
-        self.run = wandb.init(project="rocketray", name=run, id=folder.name, resume="allow")
+        # By the place: the same recipe in another folder is another run.
+        own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self.run = wandb.init(project="rocketray", name=run, id=own, resume="allow")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)

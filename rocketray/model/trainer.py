@@ -36,14 +36,24 @@ from rocketray.model.machine import (
     peak_memory,
 )
 from rocketray.model.masks import Known
+from rocketray.model.optimizer import (
+    Gradient,
+    adamw,
+    learning_rate,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+)
 from rocketray.model.order import Order, steps_of
 from rocketray.model.steps import CrossStep, DualStep, Examples, Feed, Objective, Tally
+from rocketray.model.weights import DROPOUT_FIELDS
 
 __all__ = ["Dev", "Job", "Result", "train"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5
+BAD_STEPS = 5
 """Steps in a row that may be dropped for a NaN or an infinity."""
 
 
@@ -175,54 +185,21 @@ def train(
     if job.threads:
         torch.set_num_threads(job.threads)
     place = torch.device(device) if device else _own_device()
-    # Shards seed the global generators; the caller keeps his.
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    products = torch.get_float32_matmul_precision()
+    # Shards seed the global generators; the caller keeps his, and his precision of products.
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        return Trainer(job, place).run(on_step)
-
-
-def schedule(job: Job, step: int, steps: int) -> float:
-    """The learning rate of a step (from 0): up over the warm-up, then down to zero, or flat.
-
-    The first step already moves, and so does the last: (step + 1) / warm-up steps, then
-    (steps - step) / (steps - warm-up steps).
-    """
-    rising = round(job.warmup * steps)
-    if step < rising:
-        return job.learning_rate * (step + 1) / rising
-    if job.schedule == "constant":
-        return job.learning_rate
-    return job.learning_rate * (steps - step) / (steps - rising)
+        try:
+            return Trainer(job, place).run(on_step)
+        finally:
+            torch.set_float32_matmul_precision(products)
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     """After which steps (from 1) dev is evaluated: evenly spaced, the last always."""
     count = max(1, evaluations)
     return {max(1, round(steps * (i + 1) / count)) for i in range(count)}
-
-
-class Gradient:
-    """All gradients as views into one buffer, so that a step has one all-reduce and no copy.
-
-    What else adds up over workers travels at its end: the loss, tokens, similarities.
-    """
-
-    EXTRA = 8
-
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        sizes = [parameter.numel() for parameter in parameters]
-        self.buffer = parameters[0].new_zeros(sum(sizes) + self.EXTRA).detach()
-        self.values = self.buffer[: -self.EXTRA]
-        for parameter, view in zip(parameters, torch.split(self.values, sizes), strict=True):
-            parameter.grad = view.view_as(parameter)  # Autograd adds into it in place.
-
-    def reduce(self, sums: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
-        """Sum gradients and `sums` over workers; returns the sums and the gradient's norm."""
-        tail = self.buffer[len(self.values) :]
-        for place, value in enumerate(sums.values()):
-            tail[place] = value
-        sum_over_workers(self.buffer)
-        totals = torch.cat([self.values.norm()[None], tail[: len(sums)]]).tolist()
-        return dict(zip(("gradient_norm", *sums), totals, strict=True))
 
 
 class Trainer:
@@ -240,14 +217,14 @@ class Trainer:
         if job.compile:
             _compile(self.model)
         self.step_of = self._step_of(Examples.open(job.examples))
-        batch = max(1, job.global_batch // self.step_of.rows_per_unit)
+        batch = max(1, job.global_batch // self.step_of.units_per_row)
         self.order = Order(self.step_of.rows, batch, job.seed)
         self.steps = steps_of(self.step_of.rows, batch, job.epochs)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.gradient = Gradient(self.parameters)
-        self.optimizer = _optimizer(self.parameters, job)
+        self.optimizer = adamw(self.parameters, job.weight_decay)
         self.state = State()
-        self.trackers: list[trackers.Tracker] = []
+        self.trackers: trackers.Trackers | None = None
         self.limit_flops = 0.0
         """What all workers' processors could do per second; 0 until measured."""
 
@@ -270,9 +247,10 @@ class Trainer:
         if isinstance(self.model, CrossEncoder):
             return CrossStep(listwise=job.loss == "listwise", adversarial=job.adversarial, **shared)
         assert isinstance(job.loss, Mapping)
-        objective = Objective(
-            **job.loss, margin=job.mask_margin, dimensions=tuple(sorted(job.dimensions))
-        )
+        sizes = tuple(sorted(set(job.dimensions)))
+        if sizes and sizes[-1] > self.model.size:
+            raise UserError(f"dimensions {sizes}: the model's embeddings have {self.model.size}.")
+        objective = Objective(**job.loss, margin=job.mask_margin, dimensions=sizes)
         return DualStep(
             known=_known(job),
             objective=objective,
@@ -294,48 +272,70 @@ class Trainer:
                 known = read_json(path) if path.is_file() else {}
                 found = known.get("precision") or choose_precision(self.device)
                 write_json(path, known | {"precision": found})
-            number = self._said_by_first(choices.index(found))
-            job = replace(job, precision=choices[number])
+            job = replace(job, precision=choices[self._said_by_first(choices.index(found))])
         if job.precision != "float64":
             torch.set_float32_matmul_precision("high" if job.precision == "tf32" else "highest")
         return job
 
-    def _fit_micro_shard(self) -> None:
-        """Halve the micro-shard until the longest possible one fits the GPU of every worker.
+    def _fit_memory(self) -> None:
+        """Use less memory until the longest possible step fits every worker, and remember it.
 
-        Only without dropout: its random numbers belong to the shards, so there the size is part
-        of the recipe, and what does not fit is for the user to change.
+        First GradCache, which changes no number; then, without dropout, half the micro-shard. With
+        dropout random numbers belong to the shards, so their size is part of the recipe, and what
+        does not fit is for the user to change.
         """
-        path, size = self.job.out / "choices.json", self.job.micro_shard
+        path = self.job.out / "choices.json"
         known = read_json(path) if path.is_file() and self.rank == 0 else {}
-        if remembered := self._said_by_first(known.get("micro_shard", 0)):
-            self._use_micro_shard(remembered)
-            return
-        free = not _has_dropout(self.model)
-        while self._anywhere(not self._fits(size)):
-            half = size // 2
-            if not free or not half:
-                raise UserError(
-                    f"micro_shard {size} does not fit the GPU's memory."
-                    + (f" With dropout its size is part of the result: set it to {half}."
-                       if half else " Shorten the texts, or set recompute.")
-                )  # fmt: skip
-            log.warning("micro_shard %d does not fit the GPU's memory: %d.", size, half)
-            size = half
-        if size != self.job.micro_shard and self.rank == 0:
-            write_json(path, known | {"micro_shard": size})
-        self._use_micro_shard(size)
+        self._use(
+            micro_shard=self._said_by_first(known.get("micro_shard", 0)) or self.job.micro_shard,
+            grad_cache=bool(self._said_by_first(known.get("grad_cache", 0))) or self.job.grad_cache,
+        )
+        before = self.job
+        while self._anywhere(not self._fits()):
+            self._use(**self._less())
+        if self.rank == 0 and self.job != before:
+            chosen = {"micro_shard": self.job.micro_shard, "grad_cache": self.job.grad_cache}
+            write_json(path, known | chosen)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
-    def _use_micro_shard(self, size: int) -> None:
-        self.job = replace(self.job, micro_shard=size)
-        self.step_of = replace(self.step_of, micro_shard=size)
+    def _less(self) -> dict[str, Any]:
+        """What to use when the present settings do not fit."""
+        size = self.job.micro_shard
+        if isinstance(self.step_of, DualStep) and not self.job.grad_cache:
+            self._warn("A step's activations do not fit the GPU's memory: grad_cache is on now.")
+            return {"grad_cache": True}
+        half = size // 2
+        if half and not _has_dropout(self.model):
+            self._warn(f"micro_shard {size} does not fit the GPU's memory: {half}.")
+            return {"micro_shard": half}
+        cure = "Set recompute, or shorten the texts."
+        if half:
+            cure = (
+                f"With dropout its size is part of the result: set it to {half}, or set recompute."
+            )
+        raise UserError(f"micro_shard {size} does not fit the GPU's memory. {cure}")
 
-    def _fits(self, size: int) -> bool:
+    def _warn(self, text: str) -> None:
+        if self.rank == 0:
+            log.warning(text)
+
+    def _use(self, **settings: Any) -> None:
+        self.job = replace(self.job, **settings)
+        names = settings.keys() & {"micro_shard", "grad_cache"}
+        if isinstance(self.step_of, CrossStep):
+            names -= {"grad_cache"}
+        self.step_of = replace(self.step_of, **{name: settings[name] for name in names})
+
+    def _fits(self) -> bool:
         """Try the worst case. A CPU's memory is never refused, so there is nothing to try."""
         if self.device.type != "cuda":
             return True
         try:
-            self.step_of.worst_case(size).backward()
+            # Beside Adam's two moments, which come with the first update.
+            held = [torch.empty_like(self.gradient.values) for _ in range(2)]
+            self._worst_case().backward()
+            del held
             return True
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -345,28 +345,43 @@ class Trainer:
             self.gradient.buffer.zero_()
             torch.cuda.empty_cache()
 
+    def _worst_case(self) -> torch.Tensor:
+        """The activations that a step holds at once: one shard's, or without GradCache all."""
+        size = self.job.micro_shard
+        if isinstance(self.step_of, CrossStep) or self.job.grad_cache:
+            return self.step_of.worst_case(size)
+        rows = math.ceil(self.order.global_batch / self.world)
+        return torch.stack([self.step_of.worst_case(size) for _ in range(0, rows, size)]).sum()
+
     # ---- the loop
 
     def run(self, on_step: OnStep | None) -> Result:
         self.model.train()
-        self._fit_micro_shard()
+        self._fit_memory()
         done = self._resume()
         self._begin_watching(done)
+        try:
+            self._loop(done, on_step)
+        finally:
+            if self.trackers:
+                self.trackers.close()
+        self._leave_model()
+        return self._result()
+
+    def _loop(self, done: int, on_step: OnStep | None) -> None:
         evaluations = evaluation_steps(self.steps, self.job.evaluations)
         for step in range(done, self.steps):
             if self._stalled():
+                self._log(stopped={"after_step": step, "patience": self.job.patience})
                 break
             loss = self._step(step)
-            if step + 1 in evaluations:
-                self._evaluate(step + 1)
-            if (step + 1) % self.job.checkpoint_every == 0 or step + 1 == self.steps:
+            self.state.steps = step + 1
+            better = step + 1 in evaluations and self._evaluate(step + 1)
+            # The best weights and the history that names them must not part in a crash.
+            if better or (step + 1) % self.job.checkpoint_every == 0 or step + 1 == self.steps:
                 self._save(step + 1)
             if on_step:
                 on_step(step + 1, self.steps, loss)
-        self._leave_model()
-        for tracker in self.trackers:
-            tracker.close()
-        return self._result()
 
     def _stalled(self) -> bool:
         """Early stopping: a pure function of the dev scores, so a resume stops at the same step."""
@@ -377,7 +392,10 @@ class Trainer:
 
     def _step(self, step: int) -> float:
         started = time.perf_counter()
-        rate = schedule(self.job, step, self.steps)
+        job = self.job
+        rate = learning_rate(
+            step, self.steps, peak=job.learning_rate, warmup=job.warmup, schedule=job.schedule
+        )
         tally, sums = self.gradient_of(step)
         loss, norm = sums["loss"], sums["gradient_norm"]
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -388,6 +406,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # Or the clock stops before the work does.
         seconds = time.perf_counter() - started
+        pairs = isinstance(self.step_of, CrossStep)
+        queries = len(tally.examples_R) / (self.step_of.examples.width if pairs else 1)
         self._log(
             step=step + 1,
             epoch=self.order.epoch(step + 1),
@@ -395,7 +415,7 @@ class Trainer:
             learning_rate=rate,
             gradient_norm=norm,
             **self._seen(tally, sums),
-            **self._speed(sums, seconds),
+            **self._speed(queries, sums, seconds),
         )
         return loss
 
@@ -424,9 +444,9 @@ class Trainer:
             seen |= {"positive": sums["positive"], "hardest_negative": sums["hardest"]}
         return seen
 
-    def _speed(self, sums: Mapping[str, float], seconds: float) -> dict[str, float]:
+    def _speed(self, queries: float, sums: Mapping[str, float], seconds: float) -> dict[str, float]:
         speed = {
-            "queries_per_s": self.job.global_batch / seconds,
+            "queries_per_s": queries / seconds,
             "tokens_per_s": sums["tokens"] / seconds,
             "seconds": seconds,
             "memory_gib": peak_memory(self.device) / 2**30,
@@ -442,7 +462,7 @@ class Trainer:
         total = torch.tensor([mine], dtype=torch.float64, device=self.device)
         self.limit_flops = float(sum_over_workers(total))
         if self.rank == 0 and self.job.trackers:
-            self.trackers = trackers.start(self.job.trackers, self.job.name, self.job.out, done)
+            self.trackers = trackers.Trackers(self.job.trackers, self.job.name, self.job.out, done)
 
     def _update(self, rate: float, norm: float) -> None:
         if 0 < self.job.clip < norm:
@@ -462,10 +482,11 @@ class Trainer:
             f"step {step + 1} of {self.steps} gave {reason}; rows of {self.job.examples}:"
             f" {rows[:10]}{' ...' if len(rows) > 10 else ''}"
         )
-        log.warning("Skipped: %s.", message)
-        if self.state.bad_in_a_row == PATIENCE:
+        if self.rank == 0:
+            log.warning("Skipped: %s.", message)
+        if self.state.bad_in_a_row == BAD_STEPS:
             raise UserError(
-                f"{PATIENCE} steps in a row were no numbers: {message}. Lower learning_rate"
+                f"{BAD_STEPS} steps in a row were no numbers: {message}. Lower learning_rate"
                 f" ({self.job.learning_rate}), or look at these rows."
             )
 
@@ -478,9 +499,10 @@ class Trainer:
 
     # ---- dev
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> bool:
+        """Score dev; True, and the weights kept, if they are the best so far."""
         if self.job.dev is None:
-            return
+            return False
         self.model.eval()
         if isinstance(self.model, CrossEncoder):
             mrr = cross_mrr(self.model, self.feed, self.job.dev)
@@ -489,9 +511,12 @@ class Trainer:
         best = self.state.best
         self.state.history.append((step, mrr))
         self._log(step=step, **{"dev_mrr@10": mrr})
-        if self.rank == 0 and (best is None or mrr > best[1]):
+        better = best is None or mrr > best[1]
+        if self.rank == 0 and better:
             tensors = {"model": model_tensors(self.model)}
-            checkpoints.save(self.job.out / "best", step, tensors, {"dev_mrr@10": mrr}, keep=1)
+            # Two: the older of the two checkpoints that are kept may know only the one before.
+            checkpoints.save(self.job.out / "best", step, tensors, {"dev_mrr@10": mrr}, keep=2)
+        return better
 
     # ---- stop and go on
 
@@ -499,7 +524,7 @@ class Trainer:
         if self.rank == 0:
             tensors = {
                 "model": model_tensors(self.model),
-                "optimizer": _optimizer_tensors(self.model, self.optimizer),
+                "optimizer": optimizer_tensors(self.model, self.optimizer),
             }
             folder = self.job.out / "checkpoints"
             state = {**asdict(self.state), "run": self._identity()}
@@ -531,7 +556,7 @@ class Trainer:
                 " Give another output folder, or remove that one."
             )
         load_model(self.model, found.tensors("model"))
-        _load_optimizer(self.model, self.optimizer, found.tensors("optimizer"))
+        load_optimizer(self.model, self.optimizer, found.tensors("optimizer"))
         self.state = State.of(found.state)
 
     def _leave_model(self) -> None:
@@ -581,8 +606,8 @@ class Trainer:
     def _result(self) -> Result:
         best = self.state.best
         return Result(
-            steps=self.steps,
-            best_step=best[0] if best else self.steps,
+            steps=self.state.steps,
+            best_step=best[0] if best else self.state.steps,
             dev_mrr=best[1] if best else None,
             history=self.state.history,
             negatives_per_query=self.step_of.negatives_per_query(self.job.global_batch),
@@ -597,9 +622,9 @@ class Trainer:
             self.job.log_path.parent.mkdir(parents=True, exist_ok=True)
             with self.job.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        values = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
-        for tracker in self.trackers:
-            tracker.log(line["step"], values)
+        if self.trackers and "step" in line:
+            values = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+            self.trackers.log(line["step"], values)
 
 
 @dataclass
@@ -609,11 +634,13 @@ class State:
     history: list[tuple[int, float]] = field(default_factory=list)
     skipped: int = 0
     bad_in_a_row: int = 0
+    steps: int = 0
+    """Done."""
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> State:
         history = [(int(step), float(mrr)) for step, mrr in saved["history"]]
-        return cls(history, saved["skipped"], saved["bad_in_a_row"])
+        return cls(history, saved["skipped"], saved["bad_in_a_row"], saved["step"])
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -654,10 +681,13 @@ def _scored_above(scored: Version, threshold: float) -> np.ndarray:
     return np.stack([queries[above], passages[above]])
 
 
-def _has_dropout(model: torch.nn.Module) -> bool:
-    """Whether two forwards differ. Attention has its rate in the configuration alone."""
-    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    return any(rate > 0 for rate in rates)
+def _has_dropout(model: DualEncoder | CrossEncoder) -> bool:
+    """Whether two forwards in training differ. Some rates stand in the configuration alone."""
+    return any(
+        isinstance(rate, float) and rate > 0
+        for tower in _towers(model)
+        for rate in (getattr(tower.config, name, 0.0) for name in DROPOUT_FIELDS)
+    )
 
 
 def _towers(model: DualEncoder | CrossEncoder) -> list[Any]:
@@ -673,55 +703,13 @@ def _recompute(model: DualEncoder | CrossEncoder) -> None:
 
 
 def _compile(model: DualEncoder | CrossEncoder) -> None:
-    """Layer by layer: they are alike, so one compilation serves them all."""
+    """Layer by layer: they are alike, so one compilation serves them all. The last layer of
+    `first_token` is called in parts, and stays as it is."""
     for tower in _towers(model):
         for stack in tower.modules():
             if isinstance(stack, torch.nn.ModuleList):
                 for layer in stack:
                     layer.compile(dynamic=True)
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], job: Job) -> torch.optim.AdamW:
-    """AdamW; biases and norms, the vectors among the parameters, do not decay."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=job.learning_rate, fused=True)
-
-
-def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters by name, each once: a shared tower is one object under two names."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@torch.no_grad()
-def load_model(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    own = model_tensors(model)
-    if own.keys() != tensors.keys():
-        raise ValueError(f"other parameters than the model's: {sorted(own.keys() ^ tensors)}.")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
-
-
-def _optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """`exp_avg/NAME` and so on; nothing before the first update."""
-    return {
-        f"{key}/{name}": tensor
-        for name, parameter in model.named_parameters()
-        for key, tensor in optimizer.state[parameter].items()
-    }
-
-
-def _load_optimizer(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
-    parameters = dict(model.named_parameters())
-    for key_name, tensor in tensors.items():
-        key, _, name = key_name.partition("/")
-        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
 
 
 def _save_model(model: DualEncoder | CrossEncoder, folder: Path) -> None:

@@ -43,7 +43,7 @@ TOKENIZER_FILES = (
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
-_DROPOUT_FIELDS = (
+DROPOUT_FIELDS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout",
@@ -255,7 +255,7 @@ def _configure(
     if layers is not None:
         _keep_layers(config, layers, folder)
     if dropout is not None:
-        names = [name for name in _DROPOUT_FIELDS if hasattr(config, name)]
+        names = [name for name in DROPOUT_FIELDS if hasattr(config, name)]
         if not names:
             raise UserError(
                 f"dropout={dropout}: the configuration of {folder} has no dropout. Leave it out."

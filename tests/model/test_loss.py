@@ -121,12 +121,21 @@ def test_large_logits_do_not_overflow() -> None:
 def test_the_gradient_is_scaled_by_what_comes_from_above() -> None:
     q_BD = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     p_GD = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    loss = contrastive_loss(q_BD, p_GD, torch.arange(3), chunk=2).loss
-    once = torch.autograd.grad(loss, (q_BD, p_GD), retain_graph=True)
-    torch.testing.assert_close(
-        torch.autograd.grad(loss / 8, q_BD, retain_graph=True)[0], once[0] / 8
-    )
-    torch.testing.assert_close(torch.autograd.grad(loss * 3, p_GD)[0], once[1] * 3)
+
+    def scaled(factor: float) -> tuple[torch.Tensor, ...]:
+        loss = contrastive_loss(q_BD, p_GD, torch.arange(3), chunk=2).loss * factor
+        return torch.autograd.grad(loss, (q_BD, p_GD))
+
+    for once, thrice in zip(scaled(1.0), scaled(3.0), strict=True):
+        torch.testing.assert_close(3 * once, thrice)
+
+
+def test_a_second_derivation_is_refused() -> None:
+    q_BD = torch.ones(1, 2, requires_grad=True)
+    loss = contrastive_loss(q_BD, torch.eye(2), torch.tensor([0])).loss
+    torch.autograd.grad(loss, q_BD, retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(loss, q_BD)
 
 
 def test_passage_term_of_two_orthogonal_pairs() -> None:

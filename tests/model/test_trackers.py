@@ -15,20 +15,20 @@ from rocketray.model import trackers
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_missing_package_is_named_with_its_extra(name: trackers.Name, tmp_path: Path) -> None:
+def test_a_missing_package_is_named_with_its_extra(name: trackers.Name) -> None:
     with (
         mock.patch.dict(sys.modules, {name: None}),
         pytest.raises(
             UserError, match=rf"{name} is not installed: pip install 'rocketray\[{name}\]'"
         ),
     ):
-        trackers.start((name,), "dual_0", tmp_path, 0)
+        trackers.check((name,))
 
 
 def test_mlflow_gets_names_it_allows(tmp_path: Path) -> None:
     package = mock.MagicMock()
     with mock.patch.dict(sys.modules, {"mlflow": package}):
-        (tracker,) = trackers.start(("mlflow",), "dual_0", tmp_path, 7)
+        tracker = trackers.Trackers(("mlflow",), "dual_0", tmp_path, 7)
         tracker.log(8, {"dev_mrr@10": 0.5})
         tracker.close()
     assert package.start_run.call_args.kwargs["run_name"] == "dual_0"
@@ -40,9 +40,12 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path) -> None:
     run = mock.MagicMock()
     package = SimpleNamespace(init=mock.MagicMock(return_value=run))
     with mock.patch.dict(sys.modules, {"wandb": package}):
-        (tracker,) = trackers.start(("wandb",), "dual_0", tmp_path / "dual_0-1234", 0)
+        tracker = trackers.Trackers(("wandb",), "dual_0", tmp_path, 0)
         tracker.log(1, {"loss": 2.0})
         tracker.close()
-    told = package.init.call_args.kwargs
-    assert (told["id"], told["resume"], told["name"]) == ("dual_0-1234", "allow", "dual_0")
+        trackers.Trackers(("wandb",), "dual_0", tmp_path, 1)
+        trackers.Trackers(("wandb",), "dual_0", tmp_path / "other", 0)
+    first, again, other = (call.kwargs for call in package.init.call_args_list)
+    assert (first["resume"], first["name"]) == ("allow", "dual_0")
+    assert first["id"] == again["id"] != other["id"]
     run.log.assert_called_once_with({"loss": 2.0}, step=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,14 @@ import torch.nn.functional as F
 
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
-from rocketray.model import checkpoints, dual_encoder, steps, trainer
+from rocketray.model import checkpoints, dual_encoder, steps, trackers, trainer
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.gather import gather
 from rocketray.model.gather import workers as who
 from rocketray.model.loss import Contrast, contrastive_loss
-from rocketray.model.trainer import Job, Trainer, evaluation_steps, schedule, train
+from rocketray.model.optimizer import learning_rate
+from rocketray.model.trainer import Job, Trainer, evaluation_steps, train
 from tests.distributed import Workers
 from tests.model.training_data import NEGATIVES, TrainingData
 
@@ -189,6 +191,7 @@ def dual_jobs(data: TrainingData, out: Path) -> list[Job]:
         replace(job, loss={"kl": 0.7, "margin_mse": 0.1}, grad_cache=False),
         replace(job, loss={"contrastive": 0.5, "passage": 0.3}, mask_margin=0.05),
         replace(job, mask_ce_above=0.9, scored=(data.scored,)),
+        replace(job, loss={"kl": 0.7, "margin_mse": 0.1}, micro_shard=5),  # A worker without rows.
         replace(job, mask_known=False, mask_ce_above=0.9, scored=(data.scored,), in_batch=4),
         replace(
             job,
@@ -646,23 +649,31 @@ def test_five_steps_in_a_row_without_numbers_are_an_error(
 # ---------------------------------------------------------------------------------- small pieces
 
 
-def job_with(tmp_path: Path, **settings: Any) -> Job:
-    names = ("weights", "examples", "query_tokens", "passage_tokens")
-    paths: dict[str, Any] = dict.fromkeys(names, tmp_path)
-    return Job(kind="dual", out=tmp_path, learning_rate=1.0, **paths, **settings)
+def rates(steps: int, warmup: float, schedule: Any) -> list[float]:
+    return [
+        learning_rate(step, steps, peak=1.0, warmup=warmup, schedule=schedule)
+        for step in range(steps)
+    ]
 
 
-def test_linear_schedule(tmp_path: Path) -> None:
-    job = job_with(tmp_path, warmup=0.2)
-    rates = [schedule(job, step, 10) for step in range(10)]
-    assert rates == [1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+def test_linear_schedule() -> None:
+    assert rates(10, 0.2, "linear") == [
+        1 / 2,
+        1,
+        1,
+        7 / 8,
+        6 / 8,
+        5 / 8,
+        4 / 8,
+        3 / 8,
+        2 / 8,
+        1 / 8,
+    ]
 
 
-def test_constant_schedule(tmp_path: Path) -> None:
-    job = job_with(tmp_path, warmup=0.25, schedule="constant")
-    assert [schedule(job, step, 8) for step in range(8)] == [1 / 2] + [1] * 7
-    flat = job_with(tmp_path, warmup=0.0, schedule="constant")
-    assert [schedule(flat, step, 3) for step in range(3)] == [1, 1, 1]
+def test_constant_schedule() -> None:
+    assert rates(8, 0.25, "constant") == [1 / 2] + [1] * 7
+    assert rates(3, 0.0, "constant") == [1, 1, 1]
 
 
 def test_evaluation_steps() -> None:
@@ -753,22 +764,35 @@ def test_early_stopping_and_a_resume_stop_at_the_same_step(
     with mock.patch.object(trainer, "dual_mrr", side_effect=scores):
         result = train(job)  # 0.5 at step 4; not better at 6 and 8.
     assert [step for step, _ in result.history] == [2, 4, 6, 8]
-    assert (result.best_step, len(losses(job))) == (4, 8)
+    assert (result.best_step, result.steps, len(losses(job))) == (4, 8, 8)
+    assert read_log(job)[-1] == {"stopped": {"after_step": 8, "patience": 2}}
     with mock.patch.object(trainer, "dual_mrr", side_effect=AssertionError):
         assert train(job) == result
 
 
-def test_a_micro_shard_is_halved_until_it_fits_and_remembered(
+def fits(most: int) -> Any:
+    """A GPU on which GradCache and shards of `most` rows fit."""
+    return mock.patch.object(
+        Trainer, "_fits", lambda run: run.job.grad_cache and run.job.micro_shard <= most
+    )
+
+
+def test_what_does_not_fit_is_cached_then_halved_and_remembered(
     data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = data.job("dual", tmp_path, data.dual(dropout=0.0), micro_shard=8, checkpoint_every=2)
-    with mock.patch.object(Trainer, "_fits", lambda _, size: size <= 2):
+    weights = data.dual(dropout=0.0)
+    job = data.job("dual", tmp_path, weights, micro_shard=8, grad_cache=False, checkpoint_every=2)
+    with fits(2):
         assert train(job).micro_shard == 2
+    assert "grad_cache is on now" in caplog.text
     assert "micro_shard 8 does not fit" in caplog.text
-    assert json.loads((tmp_path / "choices.json").read_text()) == {"micro_shard": 2}
-    with mock.patch.object(Trainer, "_fits", side_effect=AssertionError):
-        assert train(job).micro_shard == 2
-    same = data.job("dual", tmp_path / "same", data.dual(dropout=0.0), micro_shard=2)
+    remembered = json.loads((tmp_path / "choices.json").read_text())
+    assert remembered == {"grad_cache": True, "micro_shard": 2}
+    with fits(2):
+        run = Trainer(job, CPU)
+        run._fit_memory()
+    assert (run.job.micro_shard, run.job.grad_cache) == (2, True)
+    same = data.job("dual", tmp_path / "same", weights, micro_shard=2)
     train(same)
     assert_same_bytes(job, same)
 
@@ -777,10 +801,7 @@ def test_with_dropout_a_micro_shard_that_does_not_fit_stops_the_run(
     data: TrainingData, tmp_path: Path
 ) -> None:
     job = data.job("dual", tmp_path, data.dual(dropout=0.1), micro_shard=8)
-    with (
-        mock.patch.object(Trainer, "_fits", lambda _, size: size <= 2),
-        pytest.raises(UserError, match=r"micro_shard 8 does not fit .* set it to 4"),
-    ):
+    with fits(2), pytest.raises(UserError, match=r"micro_shard 8 does not fit .* set it to 4"):
         train(job)
 
 
@@ -790,6 +811,7 @@ def test_the_worst_case_is_the_longest_shard(data: TrainingData, tmp_path: Path,
     run = Trainer(data.job(kind, tmp_path, weights), CPU)
     run.step_of.worst_case(3).backward()
     assert run.gradient.values.any()
+    assert run._worst_case().isfinite()
 
 
 def test_auto_precision_is_decided_once(data: TrainingData, tmp_path: Path) -> None:
@@ -846,6 +868,51 @@ def test_masks_are_counted_and_similarities_told(data: TrainingData, tmp_path: P
     assert line["masked_by_margin"] > 0
     cells = 10 * 10 * WIDTH
     assert line["masked_share"] == (line["masked"] + line["masked_by_margin"]) / cells
+
+
+def test_the_masked_share_is_one_of_the_columns_a_row_sees(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    run = Trainer(data.job("dual", tmp_path, data.dual(dropout=0.0), in_batch=4), CPU)
+    assert run.gradient_of(0)[0].columns == (4 * 4 + 4 * 4 + 2 * 2) * WIDTH
+
+
+def test_dimensions_the_model_does_not_have(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.0), dimensions=(8, 999))
+    with pytest.raises(UserError, match=r"dimensions \(8, 999\): .* have 32"):
+        Trainer(job, CPU)
+
+
+def test_a_crash_between_a_new_best_and_its_checkpoint_costs_nothing(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    """Best at step 2, a better one at 4, the checkpoint of step 4 lost; and the second time step 4
+    is worse, as it may be on other machines."""
+    job = data.job(
+        "dual", tmp_path, data.dual(dropout=0.1), epochs=3, evaluations=3, dev=data.dev(),
+        checkpoint_every=2,
+    )  # fmt: skip
+    with mock.patch.object(trainer, "dual_mrr", side_effect=[0.5, 0.6]):
+        train_until(job, 4)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    with mock.patch.object(trainer, "dual_mrr", side_effect=[0.4, 0.3]):
+        assert train(job).best_step == 2
+
+
+def test_the_callers_precision_of_products_is_his(data: TrainingData, tmp_path: Path) -> None:
+    before = torch.get_float32_matmul_precision()
+    train(data.job("dual", tmp_path, data.dual(dropout=0.0), precision="tf32", epochs=0.5))
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_tracker_that_fails_does_not_end_training(
+    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.0), trackers=("tensorboard",))
+    with mock.patch.object(trackers.TensorBoard, "log", side_effect=OSError("disk full")):
+        train(job)
+    assert caplog.text.count("TensorBoard failed at step 1") == 1
+    assert len(losses(job)) == 4
 
 
 def test_tensorboard_is_told_every_step(data: TrainingData, tmp_path: Path) -> None:

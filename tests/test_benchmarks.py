@@ -1,0 +1,43 @@
+"""benchmarks/: each runs by one command and writes what it measured; times are never judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+FIELDS = {"name", "value", "unit", "peer", "ratio", "low", "high", "target", "better"}
+
+
+def measured(script: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
+    command = [sys.executable, str(BENCHMARKS / script), "--json", str(out), *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    found: list[dict[str, Any]] = json.loads(out.read_text())
+    assert all(line.keys() == FIELDS for line in found)
+    assert all(line["better"] in ("higher", "lower") for line in found)
+    return found
+
+
+def test_loss(tmp_path: Path) -> None:
+    small = ("--queries", "64", "--passages", "256", "--size", "32", "--chunk", "16")
+    found = {line["name"]: line for line in measured("loss.py", tmp_path / "loss.json", *small)}
+    assert found["gradient difference, float64"]["value"] < 1e-12
+    # What two workers send is a fact and no timing: the formula's bytes, and a few for headers.
+    assert 1 <= found["bytes a worker sends per step"]["ratio"] < 1.2
+
+
+@pytest.mark.slow
+def test_training(tmp_path: Path) -> None:
+    small = ("--only", "cache,two", "--layers", "1", "--batch", "16", "--rounds", "1",
+             "--passage-length", "32", "--threads", "1")  # fmt: skip
+    names = [line["name"] for line in measured("training.py", tmp_path / "t.json", *small)]
+    assert names == [
+        "GradCache, dropout 0.0",
+        "GradCache, dropout 0.1",
+        "cached step, two processes",
+    ]
