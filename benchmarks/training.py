@@ -22,6 +22,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -214,12 +215,12 @@ def theirs(told: argparse.Namespace, size: int, *, cached: bool) -> Step:
         optimizer.zero_grad()
         loss.backward()
         if world > 1:
-            flat = torch.cat([p.grad.flatten() for p in parameters])
+            gradients = [p.grad for p in parameters if p.grad is not None]  # A pooler has none.
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
-            for p, part in zip(
-                parameters, flat.split([p.numel() for p in parameters]), strict=True
-            ):
-                p.grad.copy_(part.view_as(p) / world)
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, part in zip(gradients, flat.split(sizes), strict=True):
+                gradient.copy_(part.view_as(gradient) / world)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if told.device == "cuda":
@@ -337,6 +338,9 @@ def spawned(told: argparse.Namespace, work: Callable[..., Any], *args: Any) -> l
     found = dict(answers.get(timeout=3600) for _ in processes)
     for process in processes:
         process.join()
+    for answer in found.values():
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
     return [found[0], found[1]]
 
 
@@ -344,11 +348,15 @@ def joined(
     rank: int, file: str, told: argparse.Namespace, work: Callable[..., Any], args: Any,
     answers: Any,
 ) -> None:  # fmt: skip
+    """Answers with what the work gives, or with the traceback."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    answers.put((rank, work(told, *args)))
-    dist.barrier()
+    try:
+        answers.put((rank, work(told, *args)))
+        dist.barrier()
+    except Exception:
+        answers.put((rank, traceback.format_exc()))
     dist.destroy_process_group()
 
 

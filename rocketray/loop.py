@@ -77,7 +77,7 @@ def _check_stage(name: str) -> None:
 QUESTIONS = (
     "how do I pad a tensor",
     "join two data frames on a column",
-    "run a function on many machines",
+    "compute the inverse of a matrix",
 )
 
 

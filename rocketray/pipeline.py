@@ -85,19 +85,23 @@ class Ready:
 
 def run(flow: Workflow, ready: Ready) -> None:
     """The whole method. Each line makes versions, or finds that they are there."""
-    retriever(flow, ready, "initial", ready.dual, ["test"])
     dual_0 = train_dual(flow, ready, "dual_0", first_examples(flow, ready))
-    run_0 = retriever(flow, ready, "dual_0", dual_0, ["train", "dev", "test"])
+    # The untrained weights come here and not first: together they start two pools of workers fewer.
+    found = retrieve(
+        flow, ready, {"initial": ready.dual, "dual_0": dual_0},
+        {"initial": ["test"], "dual_0": ["train", "dev", "test"]},
+    )  # fmt: skip
+    run_0 = found["dual_0"]
     positives = distant_positives(flow, ready, run_0["train"]) or ready.tables.qrels["train"]
     cross = train_cross(flow, ready, run_0, positives)
     verdicts = denoise(flow, ready, run_0["train"], cross, positives)
     examples = hard_examples(flow, ready, "dual_1", verdicts, positives, run_0["train"])
     dual_1 = train_dual(flow, ready, "dual_1", examples)
-    run_1 = retriever(flow, ready, "dual_1", dual_1, ["unlabelled", "test"])
+    run_1 = retrieve(flow, ready, {"dual_1": dual_1}, {"dual_1": ["unlabelled", "test"]})["dual_1"]
     pseudo = augment(flow, ready, run_1.get("unlabelled"), cross)
     examples = hard_examples(flow, ready, "dual_2", verdicts, positives, run_0["train"], pseudo)
     dual_2 = train_dual(flow, ready, "dual_2", examples)
-    retriever(flow, ready, "dual_2", dual_2, ["test"])
+    retrieve(flow, ready, {"dual_2": dual_2}, {"dual_2": ["test"]})
     rerank(flow, ready, cross)
 
 
@@ -403,28 +407,43 @@ def tokenizer_of(model: Version) -> Path:
 # ----------------------------------------------------------------------------------------- stages
 
 
-def retriever(
-    flow: Workflow, ready: Ready, name: str, model: Version, purposes: Sequence[str]
-) -> dict[str, Version]:
-    """Encode the corpus by a model, and retrieve for some purposes' queries."""
-    (embeddings,) = flow.bulk(
-        Spec(
-            name=f"{name}_embeddings",
-            stage=Encode,
-            inputs={"model": model, "tokens": ready.dual_tokens.passages},
-            over="tokens",
-            unit="passages",
+def retrieve(
+    flow: Workflow, ready: Ready, models: Mapping[str, Version],
+    purposes: Mapping[str, Sequence[str]],
+) -> dict[str, dict[str, Version]]:  # fmt: skip
+    """Encode the corpus by each model, and retrieve for some purposes' queries: runs by model and
+    purpose."""
+    made = flow.bulk(
+        *(
+            Spec(
+                name=f"{name}_embeddings",
+                stage=Encode,
+                inputs={"model": model, "tokens": ready.dual_tokens.passages},
+                over="tokens",
+                unit="passages",
+            )
+            for name, model in models.items()
         )
     )
-    wanted = [purpose for purpose in purposes if purpose in ready.tables.chosen]
+    embeddings = dict(zip(models, made, strict=True))
+    wanted = [
+        (name, purpose)
+        for name in models
+        for purpose in purposes[name]
+        if purpose in ready.tables.chosen
+    ]
     depths = _depths(flow.recipe)
     specs = [
         _retrieve_spec(
-            flow, ready, f"{name}_{purpose}", model, embeddings, purpose, depths[purpose]
+            flow, ready, f"{name}_{purpose}", models[name], embeddings[name], purpose,
+            depths[purpose],
         )
-        for purpose in wanted
-    ]
-    return dict(zip(wanted, _merged(flow, specs), strict=True))
+        for name, purpose in wanted
+    ]  # fmt: skip
+    runs: dict[str, dict[str, Version]] = {name: {} for name in models}
+    for (name, purpose), run in zip(wanted, _merged(flow, specs), strict=True):
+        runs[name][purpose] = run
+    return runs
 
 
 def _depths(recipe: Recipe) -> dict[str, int]:
@@ -874,8 +893,8 @@ STAGES = (
     "passages", "queries", "qrels_train", "qrels_hidden", "qrels_dev", "qrels_test",
     "train_queries", "dev_queries", "test_queries", "unlabelled_queries",
     "initial", "initial_cross", "query_tokens", "passage_tokens",
-    "initial_embeddings", "initial_test",
-    "dual_0_examples", "dual_0", "dual_0_embeddings", "dual_0_train", "dual_0_dev", "dual_0_test",
+    "dual_0_examples", "dual_0", "initial_embeddings", "dual_0_embeddings",
+    "initial_test", "dual_0_train", "dual_0_dev", "dual_0_test",
     "cross_examples", "cross", "dual_0_train_scored", "denoise",
     "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_unlabelled", "dual_1_test",
     "dual_1_unlabelled_scored", "augment",

@@ -36,10 +36,10 @@ def stages(recipe: Recipe, ready: Ready) -> Iterator[tuple[str, str, int]]:
         yield f"{name}: train, {told.epochs:g} epochs of {told.global_batch}", examples, 0
         yield f"{name}: encode the corpus", f"{corpus:,} passages", corpus_blocks
 
+    yield from dual("dual_0", f"{train:,} questions")
     yield "initial weights: encode the corpus", f"{corpus:,} passages", corpus_blocks
     if test:
         yield "retrieve for each model", f"{test:,} test questions", blocks["test"]
-    yield from dual("dual_0", f"{train:,} questions")
     yield "retrieve by dual_0", f"{train:,} questions", blocks["train"]
     pairs = min(train, steps.cross.queries or train) * (1 + steps.cross.negatives)
     yield (

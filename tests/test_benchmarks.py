@@ -1,4 +1,4 @@
-"""benchmarks/: each runs by one command and writes what it measured; times are never judged here."""
+"""benchmarks/: each runs by one command and writes what it measured; no test judges a time."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ per block:
 
     class Encode:
         code = 1                                     # raised when its results change
+        light = False                                # a block takes a fraction of a second
         def __init__(self, *, model: str, ...): ...  # heavy state, from paths and plain values
         def __call__(self, item) -> Made: ...        # one block: parts, rows, facts
 
@@ -27,6 +28,8 @@ from rocketray.engine.cluster import connect, cpus, has_gpus
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
+QUICK_BLOCKS = 32
+
 
 class Stage(Protocol):
     def __call__(self, item: Any) -> Made: ...
@@ -44,6 +47,11 @@ class Job:
     """What the stage is called with, by block number."""
     keys: Sequence[str]
     """What each block depends on, by block number (`Draft.adopt`)."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Done here before a pool of workers could start, which takes seconds."""
+        return getattr(self.stage, "light", False) and len(self.items) <= QUICK_BLOCKS
 
     def todo(self) -> list[int]:
         done = self.draft.receipts()
@@ -103,7 +111,8 @@ def run_jobs(jobs: Sequence[Job], cluster: Cluster, done: Callable[[Receipt], No
         UserError: a stage refused its data.
     """
     work = [(number, block) for number, job in enumerate(jobs) for block in job.todo()]
-    receipts = _here(jobs, work) if cluster.bulk.actors == 0 else _on_ray(jobs, work, cluster)
+    here = cluster.bulk.actors == 0 or all(job.is_quick for job in jobs)
+    receipts = _here(jobs, work) if here else _on_ray(jobs, work, cluster)
     for receipt in receipts:
         if receipt.error:
             raise UserError(receipt.error)

@@ -26,6 +26,7 @@ class FirstExamples:
     """
 
     code = 1
+    light = True
 
     def __init__(
         self, *, queries: str, qrels: str, passages: str,
@@ -60,6 +61,7 @@ class CrossExamples:
     """
 
     code = 1
+    light = True
 
     def __init__(
         self, *, run: str, positives: str, passages: str, depth: int, negatives: int,
@@ -106,6 +108,7 @@ class HardExamples:
     """
 
     code = 1
+    light = True
 
     def __init__(
         self, *, labelled: str, positives: str, passages: str, negatives: int, copies: int,

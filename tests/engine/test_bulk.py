@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from rocketray.artifacts import Draft
+from rocketray.engine import bulk
 from rocketray.engine.bulk import Receipt, run_jobs
 from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
@@ -74,6 +76,19 @@ def test_a_bug_surfaces_as_itself(tmp_path: Path) -> None:
 def test_no_jobs() -> None:
     run_jobs([], cluster(0), pytest.fail)
     run_jobs([], cluster(2), pytest.fail)
+
+
+def test_a_pool_is_started_unless_all_work_is_quick(tmp_path: Path) -> None:
+    few, many = [[1]] * 3, [[1]] * 33
+    for name, items, light, pools in [
+        ("light", few, True, 0), ("heavy", few, False, 1), ("long", many, True, 1),
+    ]:  # fmt: skip
+        with (
+            mock.patch.object(Double, "light", light, create=True),
+            mock.patch.object(bulk, "_on_ray", return_value=iter([])) as on_ray,
+        ):
+            run_jobs([job(draft(tmp_path, name), items)], cluster(2), lambda receipt: None)
+        assert on_ray.call_count == pools
 
 
 @pytest.mark.slow
