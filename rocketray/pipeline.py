@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.order import steps_of
 from rocketray.model.tokens import Tokenizer
 from rocketray.model.trainer import Dev, Job
+from rocketray.progress import Meter
 from rocketray.recipe import Cross, CrossStep, Dual, DualStep, HardStep, Recipe, Step
 from rocketray.stages import ingest
 from rocketray.stages.answers import AnswerPositives
@@ -848,8 +849,18 @@ def _steps(told: Step, examples: Version) -> int:
     return steps_of(examples.rows * width, batch, told.epochs)
 
 
-def _show(meter: Any) -> Any:
-    return lambda line: meter.at(line["step"], f"loss {line['loss']:.3f}")
+def _show(meter: Meter) -> Callable[[dict[str, Any]], None]:
+    """Follow a training log. A resumed one begins in the middle."""
+    begun = False
+
+    def show(line: dict[str, Any]) -> None:
+        nonlocal begun
+        if not begun:
+            meter.begin(line["step"])
+            begun = True
+        meter.at(line["step"], f"loss {line['loss']:.3f}")
+
+    return show
 
 
 def dual_dev(flow: Workflow, tables: Tables) -> Dev | None:

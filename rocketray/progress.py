@@ -28,12 +28,17 @@ class Meter:
     def __init__(self, name: str, total: int, unit: str, done: int, show: Display) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self.begun_with = done
-        self.start = self.shown = time.monotonic()
+        self.start = self.shown = self.counted_from = time.monotonic()
         self.show = show
         self.note = ""
 
     def advance(self, count: int, note: str = "") -> None:
         self.at(self.done + count, note)
+
+    def begin(self, done: int) -> None:
+        """Count the rate from here: what came before was done earlier, or was starting up."""
+        self.done = self.begun_with = done
+        self.counted_from = time.monotonic()
 
     def at(self, done: int, note: str = "") -> None:
         """Set the count; `note` is a word on how it goes, such as the loss."""
@@ -43,8 +48,8 @@ class Meter:
         self.show.update(self)
 
     def rate(self) -> float:
-        """Units per second since this process began."""
-        seconds = time.monotonic() - self.start
+        """Units per second since this process began with them."""
+        seconds = time.monotonic() - self.counted_from
         return (self.done - self.begun_with) / seconds if seconds > 0 else 0.0
 
     def words(self) -> str:

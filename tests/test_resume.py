@@ -47,8 +47,11 @@ def test_driver_killed_while_ray_trains_and_scores(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [ALONE, ()], ids=["alone", "ray"])
+def test_interrupted_says_how_to_go_on(tmp_path: Path, settings: tuple[str, ...]) -> None:
     out = tmp_path / "run"
     place = "stages/dual_0-*/checkpoints/step-00000004/state.json"
-    assert kill_at(out, place, *ALONE, how=signal.SIGINT) == 130
+    # Long enough that Ray's abort, which takes its time, does not come after the end.
+    more = ("steps.dual_0.epochs=60", "steps.dual_0.checkpoint_every=4")
+    assert kill_at(out, place, *settings, *more, how=signal.SIGINT) == 130
     assert "The same command goes on from here" in out.with_suffix(".log").read_text()

@@ -7,6 +7,10 @@ trainer goes on from its own checkpoint (atomic and checked, which Ray's are not
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +60,25 @@ def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
             logging_config=LoggingConfig("ERROR"),
         ),
     )
-    answer: dict[str, Any] = trainer.fit().return_value
+    with _ctrl_c_interrupts():
+        answer: dict[str, Any] = trainer.fit().return_value
     return answer
+
+
+@contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Ray Train answers Ctrl-C by ending the process with code 0, as if all were done, and leaves
+    its handler in place. Here an interrupt is an interrupt, and the handler stays the caller's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray leaves signals alone there.
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
