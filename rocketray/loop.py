@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast, get_args
 
-from rocketray import artifacts, own_examples, pipeline, plan, results
+from rocketray import artifacts, own_examples, pipeline, plan, results, tables
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
 from rocketray.errors import UserError
@@ -38,7 +38,7 @@ def run(
         _check_stage(until)
     display = display or Display()
     with claimed(out, take_over) as folder:
-        dataset = pipeline.locate(recipe, folder.path, data, unlabelled)
+        dataset = tables.locate(recipe, folder.path, data, unlabelled)
         artifacts.write_text(folder.path / "recipe.yaml", recipes.dump(recipe))
         flow = Workflow(recipe, folder, display, until, frozen)
         display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder.path}")

@@ -15,10 +15,10 @@ from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats.examples_file import Text, open_examples
 from rocketray.model.trainer import Dev
-from rocketray.pipeline import Tables
 from rocketray.recipe import CrossStep, FirstStep
 from rocketray.stages.examples import Row, example, made
 from rocketray.stages.ingest import hide_labels
+from rocketray.tables import Tables, as_version
 from rocketray.workflow import Workflow
 
 Kind = Literal["dual", "cross"]
@@ -120,7 +120,7 @@ def train(flow: Workflow, kind: Kind, own: Own) -> Version:
             f"{own.path}: a cross-encoder learns from negatives, and not every example has one."
             " Give each at least one that is no positive of its query."
         )
-    examples = pipeline.as_version(flow, "own_examples", table)
+    examples = as_version(flow, "own_examples", table)
     tables = _tables(flow, own, qrels, held_out)
     if isinstance(told, FirstStep):
         return _train_dual(flow, told, tables, examples)
@@ -173,16 +173,16 @@ def table_of(lines: list[Line], count: int) -> pa.Table:
 
 def _tables(flow: Workflow, own: Own, qrels: pa.Table, held_out: pa.Table) -> Tables:
     recipe = flow.recipe
-    passages = pipeline.as_version(flow, "passages", own.passages, recipe.blocks.passages)
-    queries = pipeline.as_version(flow, "queries", own.queries, recipe.blocks.queries)
-    judged = {"train": pipeline.as_version(flow, "qrels_train", qrels)}
+    passages = as_version(flow, "passages", own.passages, recipe.blocks.passages)
+    queries = as_version(flow, "queries", own.queries, recipe.blocks.queries)
+    judged = {"train": as_version(flow, "qrels_train", qrels)}
     chosen = {}
     if len(held_out):
-        judged["dev"] = pipeline.as_version(flow, "qrels_dev", held_out)
+        judged["dev"] = as_version(flow, "qrels_dev", held_out)
         rows = np.unique(held_out["query"].to_numpy())
         rows = schema.sample(rows, recipe.evaluate.dev_queries, recipe.seed)
         table = pa.table({"query": pa.array(rows)})
-        chosen["dev"] = pipeline.as_version(flow, "dev_queries", table)
+        chosen["dev"] = as_version(flow, "dev_queries", table)
     return Tables(passages, queries, judged, chosen)
 
 

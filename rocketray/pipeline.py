@@ -7,7 +7,6 @@ unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +21,8 @@ from rocketray import artifacts, schema
 from rocketray.artifacts import Version
 from rocketray.engine import training
 from rocketray.errors import UserError
-from rocketray.formats import Cut, Dataset, Source, cut, open_dataset
-from rocketray.formats.generated import words, write_generated
-from rocketray.formats.packages import write_packages
+from rocketray.formats import Dataset
+from rocketray.formats.generated import words
 from rocketray.model import weights
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
@@ -33,7 +31,6 @@ from rocketray.model.tokens import Tokenizer
 from rocketray.model.trainer import Dev, Job
 from rocketray.progress import Meter
 from rocketray.recipe import Cross, CrossStep, Dual, DualStep, HardStep, Recipe, Step
-from rocketray.stages import ingest
 from rocketray.stages.answers import AnswerPositives
 from rocketray.stages.augment import Augment
 from rocketray.stages.denoise import Denoise, TrustAll
@@ -43,22 +40,10 @@ from rocketray.stages.lexical import Lexical
 from rocketray.stages.retrieve import MergeTopk, Retrieve, grid
 from rocketray.stages.score import Score
 from rocketray.stages.tokenise import Tokenise
+from rocketray.tables import Tables, as_version, read_tables
 from rocketray.workflow import Spec, Workflow, followed
 
-SPLITS = ("train", "dev", "test")
 STEPS = ("dual_0", "cross", "dual_1", "dual_2")
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What ingest leaves: the tables everything else reads by row number."""
-
-    passages: Version
-    queries: Version
-    qrels: Mapping[str, Version]
-    """`train` (visible labels), `hidden`, and `dev`, `test` where the data have them."""
-    chosen: Mapping[str, Version]
-    """Query rows by purpose: `train`, `dev`, `test`, `unlabelled`. Absent where empty."""
 
 
 @dataclass(frozen=True)
@@ -113,200 +98,6 @@ def prepare(flow: Workflow, dataset: Dataset) -> Ready:
     cross = initial_cross(flow, flow.recipe.model.cross)
     dual_tokens, cross_tokens = tokenise(flow, tables, dual, cross)
     return Ready(tables, dual, cross, dual_tokens, cross_tokens)
-
-
-# ----------------------------------------------------------------------------------------- ingest
-
-
-def locate(recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | None) -> Dataset:
-    """The files to read; made first where the recipe brings its own data."""
-    if data is None:
-        if recipe.data.source is None:
-            raise UserError(
-                f"Recipe {recipe.name!r} brings no data: add --data FOLDER (BEIR layout:"
-                " corpus.jsonl, queries.jsonl, qrels/train.tsv; or MS MARCO TSV files)."
-            )
-        data = make_data(recipe, folder / "data")
-    return open_dataset(data, unlabelled)
-
-
-def make_data(recipe: Recipe, folder: Path) -> Path:
-    """Write the recipe's own data set, once: the same recipe and machine give the same bytes."""
-    size = recipe.data.queries
-    mark = folder / ".made.json"
-    wanted = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
-    if mark.is_file() and artifacts.read_json(mark) == wanted:
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    if recipe.data.source == "generated":
-        write_generated(folder, passages=recipe.data.passages, queries=size, seed=recipe.seed)
-    else:
-        write_packages(
-            folder,
-            limit_passages=recipe.data.passages,
-            limit_train=size,
-            limit_dev=max(50, size // 10),
-            limit_test=max(50, size // 5),
-            limit_unlabelled=size,
-            seed=recipe.seed,
-        )
-    artifacts.write_json(mark, wanted)
-    return folder
-
-
-def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
-    """Validate everything, before anything is computed."""
-    scratch = flow.folder.path / "scratch"
-    try:
-        passages, queries, cuts = _ingest_rows(flow, dataset, scratch)
-        pids, qids = _ids(passages, "pid"), _ids(queries, "qid")
-        ingest.raise_duplicates(pids, cuts["passages"], "passage")
-        ingest.raise_duplicates(qids, cuts["queries"], "query")
-        qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Tables(passages, queries, qrels, _choose(flow, queries, qrels))
-
-
-def _ingest_rows(
-    flow: Workflow, dataset: Dataset, scratch: Path
-) -> tuple[Version, Version, dict[str, list[Cut]]]:
-    blocks = flow.recipe.blocks
-    cuts = {
-        "passages": _cuts(dataset.corpus, blocks.passages, scratch),
-        "queries": _cuts([*dataset.queries, *dataset.unlabelled], blocks.queries, scratch),
-    }
-    named = ingest.named_queries(dataset.qrels.values())
-    labelled = scratch / "labelled.npy"  # A path: what Ray carries to an actor must stay small.
-    scratch.mkdir(parents=True, exist_ok=True)
-    np.save(labelled, named)
-    specs = [
-        Spec(
-            name=name,
-            stage=ingest.Ingest,
-            settings={"table": name},
-            given={"labelled": str(labelled) if name == "queries" else None},
-            also={"rows": [c.rows for c in found], "files": _digest(keys)},
-            items=found,
-            keys=keys,
-            unit=name,
-        )
-        for name, found in cuts.items()
-        for keys in [[_cut_digest(c, named if name == "queries" else None) for c in found]]
-    ]
-    passages, queries = flow.bulk(*specs)
-    problems = [
-        ingest.Problem(*problem)
-        for version in (passages, queries)
-        for block in version.blocks
-        for problem in block.facts["problems_kept"]
-    ]
-    ingest.raise_problems(problems, passages.facts["problems"] + queries.facts["problems"])
-    return passages, queries, cuts
-
-
-def _cuts(sources: Sequence[Source], rows: int, scratch: Path) -> list[Cut]:
-    return [found for source in sources for found in cut(source, rows, scratch)]
-
-
-def _cut_digest(found: Cut, named: np.ndarray | None) -> str:
-    """What a block of a file holds: its bytes, how they are read, which queries are named."""
-    with found.path.open("rb") as file:
-        file.seek(found.offset)
-        digest = hashlib.sha256(file.read(found.length))
-    # Lines are named in problems; rows without an id are called after the file too.
-    name = found.source.name if found.ids_optional else ""
-    digest.update(f"\0{found.format}\0{name}:{found.first_line}".encode())
-    if found.titles:
-        digest.update(artifacts.file_sha256(found.titles.path).encode())
-    if named is not None:
-        digest.update(np.ascontiguousarray(named).tobytes())
-    return digest.hexdigest()
-
-
-def _digest(keys: Sequence[str]) -> str:
-    return artifacts.fingerprint(list(keys))
-
-
-def _ids(version: Version, column: str) -> ingest.Ids:
-    """People's ids -> row numbers."""
-    starts = np.array([block.first_row for block in version.blocks])
-
-    def read(rows: np.ndarray) -> list[str]:
-        names: list[str] = []
-        blocks = np.searchsorted(starts, rows, side="right") - 1
-        for number in np.unique(blocks):
-            mine = rows[blocks == number] - starts[number]
-            names += version.table(int(number))[column].take(pa.array(mine)).to_pylist()
-        return names
-
-    return ingest.Ids((version.array(b.number, "hashes") for b in version.blocks), read)
-
-
-def _ingest_qrels(
-    flow: Workflow, dataset: Dataset, qids: ingest.Ids, pids: ingest.Ids, queries: Version
-) -> dict[str, Version]:
-    """One version per split, and `hidden`: the truth that is kept from training."""
-    read = {
-        split: ingest.read_qrels(dataset.qrels[split], qids, pids)
-        for split in SPLITS
-        if split in dataset.qrels
-    }
-    train = read["train"]
-    if not schema.positives_of(train):
-        raise UserError(
-            f"{dataset.qrels['train']} has no relevance above 0: nothing to learn from."
-        )
-    share = flow.recipe.data.hide_labels
-    if share:
-        names = queries.read()["qid"].to_pylist()
-        read["train"], read["hidden"] = ingest.hide_labels(train, names, share, flow.recipe.seed)
-    return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}
-
-
-def as_version(flow: Workflow, name: str, table: pa.Table, rows: int | None = None) -> Version:
-    """A table this process has at hand, as a version: its identity is its content."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table.combine_chunks())
-    size = rows or max(1, len(table))
-    identity = {"rows": size, "content": hashlib.sha256(sink.getvalue()).hexdigest()}
-    # No rows are one empty block, so that the version still knows its columns.
-    blocks = [table.slice(at, size) for at in range(0, max(1, len(table)), size)]
-    return flow.small(name, identity, lambda: [{artifacts.TABLE: block} for block in blocks])
-
-
-def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> dict[str, Version]:
-    """Which queries each purpose takes, in blocks of their own."""
-    recipe = flow.recipe
-    limits = {
-        "train": recipe.data.labelled,
-        "dev": recipe.evaluate.dev_queries,
-        "test": recipe.evaluate.queries,
-    }
-    rows = {
-        split: schema.sample(_queries_of(qrels[split]), limit, recipe.seed)
-        for split, limit in limits.items()
-        if split in qrels
-    }
-    if "test" not in rows and "dev" in rows:
-        rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], recipe.seed)
-    labelled = queries.read()["labelled"].to_numpy(zero_copy_only=False)
-    free = np.flatnonzero(~labelled)
-    if "hidden" in qrels:
-        free = np.union1d(free, _queries_of(qrels["hidden"]))
-    rows["unlabelled"] = schema.sample(free, recipe.augment.queries, recipe.seed)
-    size = recipe.blocks.queries
-    return {
-        name: as_version(flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size)
-        for name, found in rows.items()
-        if len(found)
-    }
-
-
-def _queries_of(qrels: Version) -> np.ndarray:
-    """Queries with at least one positive."""
-    return np.array(sorted(schema.positives_of(qrels.read())), dtype=np.int64)
 
 
 # ---------------------------------------------------------------------- initial weights and tokens

@@ -20,9 +20,9 @@ from rocketray.formats.generated import words
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.own_examples import Line, read, split, table_of
-from rocketray.pipeline import Tables
 from rocketray.progress import Display
 from rocketray.schema import EXAMPLES, PASSAGES, QRELS, QUERIES
+from rocketray.tables import Tables
 from tests.runs import ALONE
 
 FEW: list[dict[str, Any]] = [

@@ -20,6 +20,7 @@ from rocketray.model import weights
 from rocketray.progress import Display
 from rocketray.recipe import load
 from rocketray.schema import EXAMPLES, positives_of
+from rocketray.tables import as_version
 from rocketray.workflow import Workflow
 
 RECIPE = """
@@ -403,4 +404,4 @@ def test_incomplete_weights(
 def test_no_table_is_without_rows_and_columns(tmp_path: Path) -> None:
     flow = Workflow(load("tiny"), RunFolder(tmp_path / "run"), Display(quiet=True))
     empty = pa.table({"query": pa.array([], pa.int64())})
-    assert pipeline.as_version(flow, "empty", empty).read() == empty
+    assert as_version(flow, "empty", empty).read() == empty
