@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from os import kill
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import Result, report
+from measure import Result, line, report
 from training import job, prepare
 
 from rocketray.artifacts import Version
@@ -59,19 +59,28 @@ def main() -> None:
 
 
 def run_all(told: Namespace) -> list[Result]:
+    return [said(result) for result in scenarios(told)]
+
+
+def said(result: Result) -> Result:
+    """At once: all of them take some minutes."""
+    print(line(result), flush=True)
+    return result
+
+
+def scenarios(told: Namespace) -> Iterator[Result]:
     plain = Run(told, "undisturbed").finish()
-    results = [Result(name="undisturbed", value=plain.seconds, unit="s")]
-    generator = random.Random(7)
-    for step in sorted(generator.sample(range(3, STEPS - 3), told.kills)):
+    yield Result(name="undisturbed", value=plain.seconds, unit="s")
+    for step in sorted(random.Random(7).sample(range(3, STEPS - 3), told.kills)):
         run = Run(told, f"worker-{step}")
         run.at(step, lambda run=run: kill(run.start()["pids"][1], signal.SIGKILL))
-        results += run.finish().compared(plain, f"a worker killed at step {step}")
+        yield from run.finish().compared(plain, f"a worker killed at step {step}")
     run = Run(told, "driver")
-    run.at(STEPS // 2, lambda: run.process.kill())
+    run.at(STEPS // 2, run.process.kill)
     run.process.wait()
     run.go()
-    results += run.finish().compared(plain, f"the driver killed at step {STEPS // 2}")
-    return results + elastic(told, plain)
+    yield from run.finish().compared(plain, f"the driver killed at step {STEPS // 2}")
+    yield from elastic(told, plain)
 
 
 def elastic(told: Namespace, plain: Run) -> list[Result]:

@@ -64,12 +64,17 @@ def ratios(over: list[float], under: list[float]) -> dict[str, float]:
 def report(results: list[Result], file: Path | None, facts: Mapping[str, Any]) -> None:
     """Print them, and write them as JSON where a file is named."""
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    for r in results:
-        ratio = "" if r.ratio is None else f"  ratio {r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}]"
-        peer = f" against {r.peer}" if r.peer else ""
-        sign = ">=" if r.better == "higher" else "<="
-        met = {None: "", True: "  met", False: "  NOT MET"}[r.met]
-        target = "" if r.target is None else f"  target {sign} {r.target:g}{met}"
-        print(f"{r.name:<44} {r.value:>12.5g} {r.unit:<12}{peer}{ratio}{target}")
+    for result in results:
+        print(line(result))
     if file is not None:
         file.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", encoding="utf-8")
+
+
+def line(r: Result) -> str:
+    """One result for people; for long benchmarks also as soon as it is there."""
+    ratio = "" if r.ratio is None else f"  ratio {r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}]"
+    peer = f" against {r.peer}" if r.peer else ""
+    sign = ">=" if r.better == "higher" else "<="
+    met = {None: "", True: "  met", False: "  NOT MET"}[r.met]
+    target = "" if r.target is None else f"  target {sign} {r.target:g}{met}"
+    return f"{r.name:<44} {r.value:>12.5g} {r.unit:<12}{peer}{ratio}{target}"
