@@ -30,12 +30,15 @@ model:
   dual: {weights: tiny, query_length: 16, passage_length: 32}
   cross: {weights: tiny, length: 48}
 steps:
-  dual_0: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1}
+  dual_0: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1,
+    precision: float32}
   cross:
     {epochs: 1, global_batch: 16, micro_shard: 16, learning_rate: 1.0e-3, negatives: 2, depth: 10,
-     evaluations: 1}
-  dual_1: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1}
-  dual_2: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1}
+     evaluations: 1, precision: float32}
+  dual_1: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1,
+    precision: float32}
+  dual_2: {epochs: 1, global_batch: 8, micro_shard: 8, learning_rate: 1.0e-3, evaluations: 1,
+    precision: float32}
 denoise: {depth: 5, negative_below: 0.45, positive_above: 0.55}
 augment: {depth: 5}
 evaluate: {k: 20, rerank: 5, dev_passages: 20, dev_rerank: 5}

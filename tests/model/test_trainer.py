@@ -838,6 +838,7 @@ def test_recomputing_activations_gives_the_same_bytes_with_dropout(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # The compiler's own.
 def test_compiled_layers_give_the_same_losses(data: TrainingData, tmp_path: Path) -> None:
     plain, compiled = (
         data.job("dual", tmp_path / str(on), data.dual(dropout=0.0, pooling="mean"), compile=on)
