@@ -9,9 +9,10 @@ the parameters' `.grad`; summed over workers it is the gradient of the global me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -259,16 +260,19 @@ class DualStep:
         return q_BD.sum() + self.feed.through(model.embed_passages, passages).sum()
 
     def _flops(self, batches: Iterable[tuple[Batch, Batch]]) -> float:
+        return BACKWARD * sum(
+            counter.forward(batch["attention_mask"])
+            for pair in batches
+            for counter, batch in zip(self._counters, pair, strict=True)
+        )
+
+    @cached_property
+    def _counters(self) -> list[Flops]:
         model = self.model
-        towers = [
+        return [
             Flops(tower, first_token=model.reads_first_token_only)
             for tower in (model.query, model.passage)
         ]
-        return BACKWARD * sum(
-            tower.forward(batch["attention_mask"])
-            for pair in batches
-            for tower, batch in zip(towers, pair, strict=True)
-        )
 
     def _batches(self, examples_R: np.ndarray, shard: Shard) -> tuple[Batch, Batch]:
         model, feed, rows = self.model, self.feed, examples_R[shard.start : shard.stop]
@@ -334,11 +338,19 @@ class CrossStep:
         micro_rows = max(1, self.micro_shard // each)
         rows_R = rows_R[arrange(self._lengths(rows_R), micro_rows)]
         shares = Shares(len(rows_R), micro_rows)
-        batches = [self._batch(rows_R[shard.start : shard.stop]) for shard in shares.mine]
+        batches: dict[int, tuple[Batch, torch.Tensor]] = {}
+
+        def batch_of(shard: Shard) -> tuple[Batch, torch.Tensor]:
+            # Assembled one by one, so that a GPU works on a shard while the next is prepared.
+            if shard.number not in batches:
+                batches[shard.number] = self._batch(rows_R[shard.start : shard.stop])
+            return batches[shard.number]
+
         loss = torch.zeros((), device=self.feed.device)
         finite = [torch.empty(0, dtype=torch.bool, device=self.feed.device)]
-        with self._perturbed(batches, len(rows_R)):
-            for shard, (batch, labels_B) in zip(shares.mine, batches, strict=True):
+        with self._perturbed(map(batch_of, shares.mine), len(rows_R)):
+            for shard in shares.mine:
+                batch, labels_B = batch_of(shard)
                 torch.manual_seed(shard.seed(self.seed, step))
                 logits_B = self.feed.through(self.model.logits, batch)
                 shard_loss = self._loss(logits_B, labels_B) / len(rows_R)
@@ -347,8 +359,8 @@ class CrossStep:
                 finite.append(logits_B.detach().isfinite())
         sums: dict[str, torch.Tensor | float] = {
             "loss": loss,
-            "tokens": _tokens(batch for batch, _ in batches),
-            "flops": self._flops(batch for batch, _ in batches),
+            "tokens": _tokens(batch for batch, _ in batches.values()),
+            "flops": self._flops(batch for batch, _ in batches.values()),
         }
         examples_R = self._pairs(rows_R)[0]
         return Tally(sums, 0, 0, examples_R, shares.start * each, torch.cat(finite))
@@ -360,7 +372,7 @@ class CrossStep:
 
     @contextmanager
     def _perturbed(
-        self, batches: Sequence[tuple[Batch, torch.Tensor]], rows: int
+        self, batches: Iterable[tuple[Batch, torch.Tensor]], rows: int
     ) -> Iterator[None]:
         """Word embeddings moved a step of length `adversarial` up the loss, and put back after.
 
@@ -396,10 +408,13 @@ class CrossStep:
         return self.feed.through(self.model.logits, batch).sum()
 
     def _flops(self, batches: Iterable[Batch]) -> float:
-        counter = Flops(self.model.model, first_token=self.model.reads_first_token_only)
         # The adversarial pass needs no gradient by weights: two forwards more.
         passes = BACKWARD + (2 if self.adversarial else 0)
-        return passes * sum(counter.forward(batch["attention_mask"]) for batch in batches)
+        return passes * sum(self._counter.forward(batch["attention_mask"]) for batch in batches)
+
+    @cached_property
+    def _counter(self) -> Flops:
+        return Flops(self.model.model, first_token=self.model.reads_first_token_only)
 
     def _pairs(self, rows_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of rows of the order: the example of every pair, and its place there."""
@@ -408,30 +423,23 @@ class CrossStep:
         examples, places = np.divmod(pairs, self.examples.width)
         return examples, places
 
+    def _texts(self, examples: np.ndarray, places: np.ndarray) -> tuple[Any, ...]:
+        """What the assembler lays out, or measures, for some pairs."""
+        queries, passages = self.examples.queries_N[examples], self.examples.passages_NS
+        return (
+            self.feed.queries, queries, self.feed.passages, passages[examples, places],
+            self.model.length,
+        )  # fmt: skip
+
     def _batch(self, rows_R: np.ndarray) -> tuple[Batch, torch.Tensor]:
         """Pairs and their labels."""
         examples, places = self._pairs(rows_R)
-        feed = self.feed
-        batch = feed.assembler.pairs(
-            feed.queries,
-            self.examples.queries_N[examples],
-            feed.passages,
-            self.examples.passages_NS[examples, places],
-            self.model.length,
-        )
-        return batch, torch.from_numpy(places == 0).to(feed.device)
+        batch = self.feed.assembler.pairs(*self._texts(examples, places))
+        return batch, torch.from_numpy(places == 0).to(self.feed.device)
 
     def _lengths(self, rows_R: np.ndarray) -> np.ndarray:
         """The longest pair of each row."""
-        examples, places = self._pairs(rows_R)
-        feed = self.feed
-        lengths = feed.assembler.pair_lengths(
-            feed.queries,
-            self.examples.queries_N[examples],
-            feed.passages,
-            self.examples.passages_NS[examples, places],
-            self.model.length,
-        )
+        lengths = self.feed.assembler.pair_lengths(*self._texts(*self._pairs(rows_R)))
         longest: np.ndarray = lengths.reshape(len(rows_R), -1).max(axis=1)
         return longest
 
