@@ -12,8 +12,6 @@ import argparse
 import multiprocessing
 import statistics
 import sys
-import tempfile
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import Result, interleaved, ratios, report
+from measure import Result, in_two_processes, interleaved, peak, ratios, report
 
 from rocketray.model.gather import gather
 from rocketray.model.loss import contrastive_loss
@@ -138,34 +136,10 @@ def extra_bytes(told: argparse.Namespace, name: str) -> int:
     return max(1, peak(told.device) - before - sum(t.nbytes for t in held))
 
 
-def peak(device: str) -> int:
-    """Bytes: the most held since the last call."""
-    if device != "cpu":
-        found = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return found
-    lines = Path("/proc/self/status").read_text().splitlines()
-    found = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    Path("/proc/self/clear_refs").write_text("5")  # Begins a new peak.
-    return found
-
-
 def wire(told: argparse.Namespace) -> Result:
     """Bytes that one of two workers sends per step for the loss, over the formula's: an all-gather,
     (W - 1)/W P D 4, and an all-reduce, 2 (W - 1)/W P D 4."""
-    context = multiprocessing.get_context("spawn")
-    file = Path(tempfile.gettempdir()) / f"rocketray-{uuid.uuid4().hex}"
-    counts = context.Queue()
-    processes = [
-        context.Process(target=gather_steps, args=(rank, str(file), told, counts))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    sent = max(counts.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
-    file.unlink(missing_ok=True)
+    sent = max(in_two_processes(gather_steps, told))
     formula = 3 * 0.5 * told.passages * told.size * 4
     share = sent / formula
     return Result(name="bytes a worker sends per step", value=sent / 2**20, unit="MiB",
@@ -173,17 +147,14 @@ def wire(told: argparse.Namespace) -> Result:
                   better="lower")  # fmt: skip
 
 
-def gather_steps(rank: int, file: str, told: argparse.Namespace, counts: Any) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def gather_steps(told: argparse.Namespace) -> float:
     rows, steps = told.passages // 2, 4
     dist.barrier()
     before = written()
     for _ in range(steps):
         p_BD = torch.ones(rows, told.size, requires_grad=True)
         gather(p_BD, [rows, rows]).sum().backward()
-    counts.put((written() - before) / steps)
-    dist.barrier()
-    dist.destroy_process_group()
+    return (written() - before) / steps
 
 
 def written() -> int:

@@ -8,12 +8,19 @@ median and its range.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
+import tempfile
 import time
+import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +85,48 @@ def line(r: Result) -> str:
     met = {None: "", True: "  met", False: "  NOT MET"}[r.met]
     target = "" if r.target is None else f"  target {sign} {r.target:g}{met}"
     return f"{r.name:<44} {r.value:>12.5g} {r.unit:<12}{peer}{ratio}{target}"
+
+
+def peak(device: str) -> int:
+    """Bytes: the most this process has held since the last call."""
+    if device != "cpu":
+        found = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return found
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    Path("/proc/self/clear_refs").write_text("5")  # Begins a new peak.
+    return found
+
+
+def in_two_processes(work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What a function gives on each of two processes of one gloo group, a thread each."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    file = Path(tempfile.gettempdir()) / f"rocketray-{uuid.uuid4().hex}"
+    processes = [
+        context.Process(target=_join, args=(rank, str(file), work, args, answers))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(answers.get(timeout=3600) for _ in processes)
+    for process in processes:
+        process.join()
+    file.unlink(missing_ok=True)
+    for answer in found.values():
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+    return [found[0], found[1]]
+
+
+def _join(rank: int, file: str, work: Callable[..., Any], args: Any, answers: Any) -> None:
+    """Answers with what the work gives, or with the traceback."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    try:
+        answers.put((rank, work(*args)))
+        dist.barrier()
+    except Exception:
+        answers.put((rank, traceback.format_exc()))
+    dist.destroy_process_group()

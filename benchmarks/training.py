@@ -22,9 +22,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-import traceback
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +33,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
-from loss import peak
-from measure import Result, interleaved, ratios, report
+from measure import Result, in_two_processes, interleaved, peak, ratios, report
 
 from rocketray.artifacts import Draft, commit_block
 from rocketray.formats.packages import write_packages
@@ -303,7 +300,7 @@ def cache_cost(told: argparse.Namespace) -> list[Result]:
 
 def two_processes(told: argparse.Namespace) -> list[Result]:
     """Cross-batch negatives over two processes, a thread each."""
-    found = spawned(told, race)[0]
+    found = in_two_processes(race, told)[0]
     return [
         Result(name="cached step, two processes", unit="queries/s", target=1.3,
                value=told.batch / statistics.median(found["ours"]),
@@ -325,41 +322,6 @@ def race(told: argparse.Namespace) -> dict[str, list[float]]:
     return interleaved({name: together(step) for name, step in sides.items()}, told.rounds)
 
 
-def spawned(told: argparse.Namespace, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """Run a function in two processes of one gloo group."""
-    context = multiprocessing.get_context("spawn")
-    answers, file = context.Queue(), told.folder / uuid.uuid4().hex
-    processes = [
-        context.Process(target=joined, args=(rank, str(file), told, work, args, answers))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(answers.get(timeout=3600) for _ in processes)
-    for process in processes:
-        process.join()
-    for answer in found.values():
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-    return [found[0], found[1]]
-
-
-def joined(
-    rank: int, file: str, told: argparse.Namespace, work: Callable[..., Any], args: Any,
-    answers: Any,
-) -> None:  # fmt: skip
-    """Answers with what the work gives, or with the traceback."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    try:
-        answers.put((rank, work(told, *args)))
-        dist.barrier()
-    except Exception:
-        answers.put((rank, traceback.format_exc()))
-    dist.destroy_process_group()
-
-
 def ray_train(told: argparse.Namespace) -> list[Result]:
     """Ray Train's workers against the same two workers started by hand: seconds of a step."""
     from rocketray.engine import training
@@ -374,7 +336,7 @@ def ray_train(told: argparse.Namespace) -> list[Result]:
             if name == "ray":
                 training.fit(work, cluster)
             else:
-                spawned(told, plain_workers, work)
+                in_two_processes(plain_workers, work)
             lines = [json.loads(line) for line in log.read_text().splitlines()]
             times = [line["seconds"] for line in lines if "loss" in line][3:]
             seconds[name].append(statistics.median(times))
@@ -385,13 +347,13 @@ def ray_train(told: argparse.Namespace) -> list[Result]:
     ]  # fmt: skip
 
 
-def plain_workers(_: argparse.Namespace, work: Job) -> int:
+def plain_workers(work: Job) -> int:
     return train(work).steps
 
 
 def big_batch(told: argparse.Namespace) -> list[Result]:
     """4,096 questions with a hard negative each, on two workers: memory and time of a step."""
-    found = spawned(told, big_step)
+    found = in_two_processes(big_step, told)
     return [
         Result(name="4,096 questions, a hard negative each", unit="s",
                value=max(seconds for seconds, _ in found)),

@@ -29,6 +29,7 @@ from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
 QUICK_BLOCKS = 32
+"""So many blocks of a light stage are made before a pool of workers would have started."""
 
 
 class Stage(Protocol):

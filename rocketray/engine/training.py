@@ -17,8 +17,7 @@ from typing import Any
 
 from rocketray.engine.cluster import connect, has_gpus
 from rocketray.errors import UserError
-from rocketray.model import trackers
-from rocketray.model.trainer import Job, Result, train
+from rocketray.model.trainer import Job, Result, check, train
 from rocketray.recipe import Cluster
 
 
@@ -28,8 +27,8 @@ def fit(job: Job, cluster: Cluster) -> Result:
     Raises:
         UserError: training cannot go on and the user can mend it.
     """
-    trackers.check(cluster.train.trackers)
     job = replace(job, threads=cluster.train.threads, trackers=cluster.train.trackers)
+    check(job)
     if cluster.train.workers == 0:
         return train(replace(job, threads=job.threads or os.cpu_count()))
     connect(cluster)
@@ -81,6 +80,13 @@ def _ctrl_c_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def _cores() -> int:
+    """Those this process may use; all of them where the system (macOS) does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
     from ray.train.torch import get_device
@@ -88,7 +94,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     job: Job = config["job"]
     if job.threads is None:  # This machine's cores, shared with the workers beside this one.
         beside = get_context().get_local_world_size()
-        job = replace(job, threads=max(1, len(os.sched_getaffinity(0)) // beside))
+        job = replace(job, threads=max(1, _cores() // beside))
     try:
         return asdict(train(job, device=get_device()))
     except UserError as error:  # Ours to explain, not Ray's to retry.

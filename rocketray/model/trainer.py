@@ -49,7 +49,7 @@ from rocketray.model.order import Order, steps_of
 from rocketray.model.steps import CrossStep, DualStep, Examples, Feed, Objective, Tally
 from rocketray.model.weights import DROPOUT_FIELDS
 
-__all__ = ["Dev", "Job", "Result", "train"]
+__all__ = ["Dev", "Job", "Result", "check", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,15 @@ OnStep = Callable[[int, int, float], None]
 """step (from 1), steps, loss."""
 
 
+def check(job: Job) -> None:
+    """What can be refused before any worker is started.
+
+    Raises:
+        UserError: a tracker's package is missing.
+    """
+    trackers.check(job.trackers)
+
+
 def train(
     job: Job, *, device: torch.device | str | None = None, on_step: OnStep | None = None
 ) -> Result:
@@ -210,7 +219,8 @@ class Trainer:
         self.rank, self.world = workers()
         open_model = DualEncoder.open if job.kind == "dual" else CrossEncoder.open
         self.model: DualEncoder | CrossEncoder = open_model(job.weights)
-        self.job = job = self._decided(job)
+        self.job = job
+        self.job = job = self._decided()
         self.model.to(device, torch.float64 if job.precision == "float64" else torch.float32)
         if job.recompute:
             _recompute(self.model)
@@ -220,9 +230,9 @@ class Trainer:
         batch = max(1, job.global_batch // self.step_of.units_per_row)
         self.order = Order(self.step_of.rows, batch, job.seed)
         self.steps = steps_of(self.step_of.rows, batch, job.epochs)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.gradient = Gradient(self.parameters)
-        self.optimizer = adamw(self.parameters, job.weight_decay)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.gradient = Gradient(parameters)
+        self.optimizer = adamw(parameters, job.weight_decay)
         self.state = State()
         self.trackers: trackers.Trackers | None = None
         self.limit_flops = 0.0
@@ -262,20 +272,27 @@ class Trainer:
 
     # ---- choices: made once, written down, kept over a resume
 
-    def _decided(self, job: Job) -> Job:
+    def _decided(self) -> Job:
         """The job with what was left to us: worker 0 decides or remembers, all follow."""
-        path = job.out / "choices.json"
+        job = self.job
         choices: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float64")
         if job.precision == "auto":
             found: Precision = "float32"
             if self.rank == 0:
-                known = read_json(path) if path.is_file() else {}
-                found = known.get("precision") or choose_precision(self.device)
-                write_json(path, known | {"precision": found})
+                found = self._choices().get("precision") or choose_precision(self.device)
+                self._choose(precision=found)
             job = replace(job, precision=choices[self._said_by_first(choices.index(found))])
         if job.precision != "float64":
             torch.set_float32_matmul_precision("high" if job.precision == "tf32" else "highest")
         return job
+
+    def _choices(self) -> dict[str, Any]:
+        """What this run has chosen so far. Worker 0's file."""
+        path = self.job.out / "choices.json"
+        return dict(read_json(path)) if path.is_file() else {}
+
+    def _choose(self, **choices: Any) -> None:
+        write_json(self.job.out / "choices.json", self._choices() | choices)
 
     def _fit_memory(self) -> None:
         """Use less memory until the longest possible step fits every worker, and remember it.
@@ -284,8 +301,7 @@ class Trainer:
         dropout random numbers belong to the shards, so their size is part of the recipe, and what
         does not fit is for the user to change.
         """
-        path = self.job.out / "choices.json"
-        known = read_json(path) if path.is_file() and self.rank == 0 else {}
+        known = self._choices() if self.rank == 0 else {}
         self._use(
             micro_shard=self._said_by_first(known.get("micro_shard", 0)) or self.job.micro_shard,
             grad_cache=bool(self._said_by_first(known.get("grad_cache", 0))) or self.job.grad_cache,
@@ -294,8 +310,7 @@ class Trainer:
         while self._anywhere(not self._fits()):
             self._use(**self._less())
         if self.rank == 0 and self.job != before:
-            chosen = {"micro_shard": self.job.micro_shard, "grad_cache": self.job.grad_cache}
-            write_json(path, known | chosen)
+            self._choose(micro_shard=self.job.micro_shard, grad_cache=self.job.grad_cache)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
