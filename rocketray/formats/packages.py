@@ -277,7 +277,7 @@ class Reader:
         """Each definition's public name: the shortest path that offers it."""
         found: dict[Definition, str] = {}
         for module in filter(is_public, self.files):
-            for name in self.offered(module):
+            for name in sorted(self.offered(module)):  # A set has an order of its own, each time.
                 if (thing := self.resolve(module, name)) is None:
                     continue
                 path = f"{module}.{name}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -204,6 +206,20 @@ def test_same_environment_same_bytes(written: Path) -> None:
     assert a == b
     versions = json.loads((written / "a/sources.json").read_text())
     assert list(versions) == ["numpy"]
+
+
+def test_the_seed_of_pythons_hashes_changes_no_byte(tmp_path: Path) -> None:
+    """A set is walked in another order in every process; pandas has the most to choose from."""
+    code = (
+        "import sys; from pathlib import Path; from rocketray.formats.packages import"
+        " write_packages; write_packages(Path(sys.argv[1]), packages=['pandas'])"
+    )
+    found = []
+    for seed in ("1", "2"):
+        out, environment = tmp_path / seed, {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, str(out)], env=environment, check=True)
+        found.append([(out / f"{name}.jsonl").read_bytes() for name in ("corpus", "queries")])
+    assert found[0] == found[1]
 
 
 def test_padding_in_torch() -> None:
