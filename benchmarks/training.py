@@ -3,7 +3,8 @@
     python benchmarks/training.py [--data FOLDER] [--json FILE]      one process, two processes
     python benchmarks/training.py --only ray                         Ray Train against plain workers
     python benchmarks/training.py --only big                         4,096 questions on two workers
-    python benchmarks/training.py --device cuda --weights FOLDER --only gpu
+
+On a GPU: benchmarks/training_gpu.py.
 
 FOLDER is in BEIR layout; without it the text is the documentation of the installed packages. Both
 sides read whole passages (up to --passage-length), use AdamW (fused), clip at 1.0 and dropout 0
@@ -84,28 +85,38 @@ def arguments() -> argparse.Namespace:
 def prepare(told: argparse.Namespace) -> None:
     """Pairs of texts for theirs; token stores and examples for ours."""
     told.pairs = read_pairs(told.data or packages(told.folder))
-    base = weights.resolve(told.weights)
-    tokenizer = Tokenizer(base)
+    told.mean_tokens = write_stores(
+        told, Tokenizer(weights.resolve(told.weights)), told.passage_length
+    )
+    write_examples(told.folder, len(told.pairs))
+    for dropout in (0.0, 0.1):
+        model(told, dropout).save(told.folder / f"model-{dropout}")
+
+
+def write_stores(told: argparse.Namespace, tokenizer: Tokenizer, passage_length: int) -> float:
+    """Token stores of `told.pairs`; returns the mean tokens of a passage."""
     queries, passages = zip(*told.pairs, strict=True)
     version(told.folder, "queries", tokenizer.store_block(None, queries, 64), len(queries))
-    store = tokenizer.store_block(None, passages, told.passage_length)
-    told.mean_tokens = float(np.mean(np.diff(store["offsets"])))
+    store = tokenizer.store_block(None, passages, passage_length)
     version(told.folder, "passages", store, len(passages))
-    rows = np.arange(len(queries))
-    for name, count in (("examples", 0), ("hard", 1)):
+    return float(np.mean(np.diff(store["offsets"])))
+
+
+def write_examples(folder: Path, count: int) -> None:
+    """EXAMPLES of row i: question i and passage i; `hard` has passage i + 1 as its negative."""
+    rows = np.arange(count)
+    for name, negatives in (("examples", 0), ("hard", 1)):
         columns = {
             "query": rows,
             "positive": rows,
-            "copy": np.zeros(len(rows), np.int32),
-            "negatives": [[int((row + 1) % len(rows))][:count] for row in rows],
-            "source": ["labelled"] * len(rows),
-            "ce_positive": np.full(len(rows), np.nan, np.float32),
-            "ce_negatives": [[float("nan")] * count] * len(rows),
+            "copy": np.zeros(count, np.int32),
+            "negatives": [[(row + 1) % count][:negatives] for row in range(count)],
+            "source": ["labelled"] * count,
+            "ce_positive": np.full(count, np.nan, np.float32),
+            "ce_negatives": [[float("nan")] * negatives] * count,
         }
         arrays = {k: pa.array(v, EXAMPLES.field(k).type) for k, v in columns.items()}
-        version(told.folder, name, {"table": pa.table(arrays)}, len(rows))
-    for dropout in (0.0, 0.1):
-        model(told, dropout).save(told.folder / f"model-{dropout}")
+        version(folder, name, {"table": pa.table(arrays)}, count)
 
 
 def packages(folder: Path) -> Path:
@@ -190,7 +201,7 @@ def theirs(told: argparse.Namespace, size: int, *, cached: bool) -> Step:
     from sentence_transformers.sentence_transformer import losses
 
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    network = SentenceTransformer(str(told.folder / "model-0.0"), device=told.device)
+    network = SentenceTransformer(str(told.folder / "model-0.0"))
     network.train()
     gather = {"gather_across_devices": world > 1}
     if cached:
@@ -205,10 +216,7 @@ def theirs(told: argparse.Namespace, size: int, *, cached: bool) -> Step:
         start = (next(steps) * told.batch + rank * share) % len(told.pairs)
         mine = [told.pairs[(start + i) % len(told.pairs)] for i in range(share)]
         features = [network.preprocess(list(side)) for side in zip(*mine, strict=True)]
-        features = [{k: v.to(told.device) if hasattr(v, "to") else v for k, v in f.items()}
-                    for f in features]  # fmt: skip
-        with torch.autocast(told.device, torch.bfloat16, enabled=told.device == "cuda"):
-            loss = loss_of(features, torch.empty(0))
+        loss = loss_of(features, torch.empty(0))
         optimizer.zero_grad()
         loss.backward()
         if world > 1:
@@ -220,8 +228,6 @@ def theirs(told: argparse.Namespace, size: int, *, cached: bool) -> Step:
                 gradient.copy_(part.view_as(gradient) / world)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if told.device == "cuda":
-            torch.cuda.synchronize()
 
     return step
 
@@ -369,30 +375,12 @@ def big_step(told: argparse.Namespace) -> tuple[float, int]:
     return seconds, peak(told.device)
 
 
-def gpu(told: argparse.Namespace) -> list[Result]:
-    """One GPU: 4,096 questions, a hard negative each; `--weights` of BERT-base's shape."""
-    told.batch = 4096
-    mine = ours(told, examples="hard", micro_shard=256)
-    size = 256
-    their = theirs(told, size, cached=True)
-    found = interleaved({"ours": mine, "theirs": their}, told.rounds)
-    return [
-        Result(name="4,096 questions, a hard negative each", unit="s", target=2.0, better="lower",
-               value=statistics.median(found["ours"])),
-        Result(name="against theirs without hard negatives", unit="queries/s", target=2.0,
-               value=4096 / statistics.median(found["ours"]),
-               peer="CachedMultipleNegativesRankingLoss",
-               **ratios(found["theirs"], found["ours"])),
-    ]  # fmt: skip
-
-
 PARTS = {
     "one": one_process,
     "cache": cache_cost,
     "two": two_processes,
     "ray": ray_train,
     "big": big_batch,
-    "gpu": gpu,
 }
 
 

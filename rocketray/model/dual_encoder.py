@@ -145,7 +145,7 @@ class DualEncoder(nn.Module):
             hidden_BTD = first_token(tower, batch)
         else:
             hidden_BTD = tower(**batch).last_hidden_state
-        e_BD = pool(hidden_BTD, batch["attention_mask"], self.pooling)
+        e_BD = pool(hidden_BTD, batch.get("attention_mask"), self.pooling)
         return nn.functional.normalize(e_BD, dim=-1) if self.similarity == "cosine" else e_BD
 
     def save(self, folder: str | Path) -> None:
@@ -256,12 +256,14 @@ class DualEncoder(nn.Module):
         }
 
 
-def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor | None, pooling: Pooling) -> torch.Tensor:
     """One vector per row of a batch that is padded on the right; float32 under autocast."""
     if hidden_BTD.dtype in (torch.bfloat16, torch.float16):
         hidden_BTD = hidden_BTD.float()
     if pooling == "cls":
         return hidden_BTD[:, 0]
+    if mask_BT is None:
+        return hidden_BTD[:, -1] if pooling == "last" else hidden_BTD.mean(dim=1)
     if pooling == "last":
         last_B = mask_BT.sum(dim=1) - 1
         return hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]

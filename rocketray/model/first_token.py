@@ -31,7 +31,8 @@ def first_token(tower: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """h_B1D: what `tower(**batch).last_hidden_state[:, :1]` holds."""
     types = batch.get("token_type_ids")
     hidden_BTD = tower.embeddings(input_ids=batch["input_ids"], token_type_ids=types)
-    mask_B11T = batch["attention_mask"][:, None, None, :].bool()
+    mask_BT = batch.get("attention_mask")
+    mask_B11T = None if mask_BT is None else mask_BT[:, None, None, :].bool()
     layers: Any = tower.encoder.layer
     for layer in layers[:-1]:
         hidden_BTD = layer(hidden_BTD, mask_B11T)
@@ -39,7 +40,7 @@ def first_token(tower: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return last
 
 
-def _last(layer: Any, hidden_BTD: torch.Tensor, mask_B11T: torch.Tensor) -> torch.Tensor:
+def _last(layer: Any, hidden_BTD: torch.Tensor, mask_B11T: torch.Tensor | None) -> torch.Tensor:
     inner = layer.attention.self
     first_B1D = hidden_BTD[:, :1]
 

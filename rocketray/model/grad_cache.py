@@ -15,27 +15,30 @@ import torch
 
 from rocketray.model.order import Shard
 
-Forward = Callable[[Shard], tuple[torch.Tensor, torch.Tensor]]
-"""Queries and passages of a shard, embedded. The same shard must give the same numbers again."""
+Forward = Callable[[Shard], torch.Tensor]
+"""One side of a shard, embedded. The same shard must give the same numbers again."""
 
 
 class GradCache:
     """`q_BD` and `p_BD` of some shards, and the way back from their gradients to the weights.
 
     Args:
+        queries, passages: embed one side of a shard. They are apart so that backward needs the
+            activations of one side at a time.
         empty_0D: no row of an embedding; a worker may have no shards.
-        recompute: False keeps all activations and forwards once, for the same gradient. The last
-            shard's are kept in any case: backward begins with them.
+        keep: how many shards' activations stay, and so need no second forward; the gradient is the
+            same. They are the last ones, and one at least: backward begins there.
     """
 
     def __init__(
-        self, forward: Forward, shards: Sequence[Shard], empty_0D: torch.Tensor, *, recompute: bool
-    ) -> None:
-        self._forward, self._shards = forward, shards
+        self, queries: Forward, passages: Forward, shards: Sequence[Shard], empty_0D: torch.Tensor,
+        *, keep: int,
+    ) -> None:  # fmt: skip
+        self._sides, self._shards = (queries, passages), shards
         self._embedded = []
-        for shard in shards:
-            with torch.set_grad_enabled(not recompute or shard is shards[-1]):
-                self._embedded.append(forward(shard))
+        for left, shard in zip(range(len(shards), 0, -1), shards, strict=True):
+            with torch.set_grad_enabled(left <= max(1, keep)):
+                self._embedded.append([side(shard) for side in self._sides])
         self.q_BD = _leaf([empty_0D, *(q for q, _ in self._embedded)])
         self.p_BD = _leaf([empty_0D, *(p for _, p in self._embedded)])
 
@@ -48,11 +51,13 @@ class GradCache:
             torch.split(self.p_BD.grad, [len(p) for _, p in self._embedded]),
             strict=True,
         )
-        for shard, gradient in reversed(list(zip(self._shards, gradients, strict=True))):
-            embedded = self._embedded.pop()
-            if not embedded[0].requires_grad:
-                embedded = self._forward(shard)
-            torch.autograd.backward(embedded, gradient)
+        for shard, pair in reversed(list(zip(self._shards, gradients, strict=True))):
+            kept = self._embedded.pop()
+            for side, gradient in zip(self._sides, pair, strict=True):
+                embedded = kept.pop(0)
+                if not embedded.requires_grad:
+                    embedded = side(shard)
+                torch.autograd.backward(embedded, gradient)
 
 
 def _leaf(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -64,9 +64,13 @@ class Shard:
     def rows(self) -> int:
         return self.stop - self.start
 
-    def seed(self, seed: int, step: int) -> int:
-        """The random state of this shard's forward: dropout depends on nothing else."""
-        return int(np.random.SeedSequence([seed, step, self.number]).generate_state(1)[0])
+    def seed(self, seed: int, step: int, side: int = 0) -> int:
+        """The random state of this shard's forward: dropout depends on nothing else.
+
+        Args:
+            side: 0 for queries, 1 for passages, where they go through the model apart.
+        """
+        return int(np.random.SeedSequence([seed, step, self.number, side]).generate_state(1)[0])
 
 
 def cut(rows: int, micro_shard: int) -> list[Shard]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from rocketray.model.loss import (
 )
 from rocketray.model.masks import Known, Masks, known_positives
 from rocketray.model.order import Shard, arrange, cut, share
-from rocketray.model.tokens import Assembler, Batch, Tokenizer, TokenStore
+from rocketray.model.tokens import Assembler, Batch, Tokenizer, TokenStore, unmasked
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Feed:
     def through(self, forward: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
         """The model's answer. Autocast ends here: losses and scores stay float32."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return forward({name: self._place(tensor) for name, tensor in batch.items()})
+            return forward({n: self._place(tensor) for n, tensor in unmasked(batch).items()})
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
@@ -160,6 +160,8 @@ class DualStep:
     grad_cache: bool
     chunk: int
     seed: int
+    keep: int = 1
+    """Shards whose activations `grad_cache` keeps all the same, where memory has room."""
 
     @property
     def rows(self) -> int:
@@ -183,17 +185,19 @@ class DualStep:
         )
         shares = Shares(len(examples_R), self.micro_shard)
         batches: dict[int, tuple[Batch, Batch]] = {}
+        embed = self.model.embed_queries, self.model.embed_passages
 
-        def forward(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(side: int, shard: Shard) -> torch.Tensor:
             # Assembled one by one, so that a GPU works on a shard while the next is prepared.
             if shard.number not in batches:
                 batches[shard.number] = self._batches(examples_R, shard)
-            queries, passages = batches[shard.number]
-            torch.manual_seed(shard.seed(self.seed, step))
-            q_BD = self.feed.through(self.model.embed_queries, queries)
-            return q_BD, self.feed.through(self.model.embed_passages, passages)
+            torch.manual_seed(shard.seed(self.seed, step, side))
+            return self.feed.through(embed[side], batches[shard.number][side])
 
-        cache = GradCache(forward, shares.mine, self._empty(), recompute=self.grad_cache)
+        keep = self.keep if self.grad_cache else len(shares.mine)
+        cache = GradCache(
+            partial(forward, 0), partial(forward, 1), shares.mine, self._empty(), keep=keep
+        )
         with exact_products():
             losses = self._losses(cache, shares, masks, self.examples.ce_NS[examples_R])
         (losses["loss"] / len(examples_R)).backward()

@@ -30,7 +30,8 @@ from rocketray.errors import UserError
 from rocketray.model.weights import tokenizer_fingerprint
 
 Batch = dict[str, torch.Tensor]
-"""input_ids, attention_mask and, where the tokenizer makes them, token_type_ids: int64 [R, T]."""
+"""input_ids, attention_mask and, where the tokenizer makes them, token_type_ids: int64 [R, T]. A
+batch without attention_mask has no padding."""
 
 Gather = Callable[[np.ndarray], np.ndarray]
 """How many leading ids to take of each row -> those ids, row after row."""
@@ -458,6 +459,13 @@ def _none(_: np.ndarray) -> np.ndarray:
 
 def _from_start(store: TokenStore, rows: np.ndarray) -> Gather:
     return lambda take_R: store.gather(rows, np.zeros_like(take_R), take_R)
+
+
+def unmasked(batch: Batch) -> Batch:
+    """The batch without its mask if nothing is padded: attention has faster kernels then."""
+    if "attention_mask" in batch and bool(batch["attention_mask"].all()):
+        return {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+    return batch
 
 
 def batches_by_budget(lengths: np.ndarray, budget_tokens: int) -> list[np.ndarray]:

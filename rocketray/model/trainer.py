@@ -56,6 +56,9 @@ log = logging.getLogger(__name__)
 BAD_STEPS = 5
 """Steps in a row that may be dropped for a NaN or an infinity."""
 
+ROOM = 0.85
+"""Share of a GPU's memory that may be planned for; embeddings, logits and gaps take the rest."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
@@ -311,6 +314,8 @@ class Trainer:
             self._use(**self._less())
         if self.rank == 0 and self.job != before:
             self._choose(micro_shard=self.job.micro_shard, grad_cache=self.job.grad_cache)
+        if isinstance(self.step_of, DualStep) and self.job.grad_cache:
+            self.step_of = replace(self.step_of, keep=self._room())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -347,18 +352,42 @@ class Trainer:
         if self.device.type != "cuda":
             return True
         try:
-            # Beside Adam's two moments, which come with the first update.
-            held = [torch.empty_like(self.gradient.values) for _ in range(2)]
-            self._worst_case().backward()
-            del held
+            self._probe()
             return True
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return False
+
+    def _probe(self) -> tuple[int, int]:
+        """Bytes on the GPU in the worst case: of the activations, and of everything at the peak."""
+        try:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            # Beside Adam's two moments, which come with the first update.
+            held = [torch.empty_like(self.gradient.values) for _ in range(2)]
+            before = torch.cuda.memory_allocated(self.device)
+            worst = self._worst_case()
+            activations = torch.cuda.memory_allocated(self.device) - before
+            worst.backward()
+            del held
+            return activations, torch.cuda.max_memory_allocated(self.device)
         finally:
             self.gradient.buffer.zero_()
             torch.cuda.empty_cache()
+
+    def _room(self) -> int:
+        """How many shards' activations GradCache can keep: each saves a second forward.
+
+        Decided anew by every worker and at every start, as it changes no number. On a CPU one: its
+        memory is shared with others, and a machine that swaps is slower than any forward.
+        """
+        if self.device.type != "cuda":
+            return 1
+        activations, peak = self._probe()
+        free, total = torch.cuda.mem_get_info(self.device)
+        others = total - free - torch.cuda.memory_reserved(self.device)
+        room = ROOM * total - others - peak
+        return 1 + max(0, int(room / activations))
 
     def _worst_case(self) -> torch.Tensor:
         """The activations that a step holds at once: one shard's, or without GradCache all."""
