@@ -73,7 +73,10 @@ def prepare(told: argparse.Namespace) -> None:
     base = told.folder / "base"
     torch.manual_seed(0)
     BertModel(SHAPES[told.shape], add_pooling_layer=False).save_pretrained(base)
-    weights.copy_tokenizer(weights.resolve(told.tokenizer), base, 512)
+    folder = Path(told.tokenizer)
+    weights.copy_tokenizer(
+        folder if folder.is_dir() else weights.resolve(told.tokenizer), base, 512
+    )
     told.pairs = read_pairs(told.data) if told.data else long_pairs(told.batch)
     while len(told.pairs) < told.batch:
         told.pairs = (told.pairs * 2)[: told.batch]

@@ -32,6 +32,14 @@ def test_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_training_gpu(tmp_path: Path) -> None:
+    """The command for a GPU, on the CPU: everything but the kernels."""
+    small = ("--device", "cpu", "--shape", "tiny", "--batch", "16", "--sizes", "8", "--rounds", "1")
+    names = [line["name"] for line in measured("training_gpu.py", tmp_path / "t.json", *small)]
+    assert names[1:3] == ["model FLOP utilisation", "memory"]
+
+
+@pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     small = ("--only", "cache,two", "--layers", "1", "--batch", "16", "--rounds", "1",
              "--passage-length", "32", "--threads", "1")  # fmt: skip

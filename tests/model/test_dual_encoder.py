@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rocketray.errors import UserError
 from rocketray.model.dual_encoder import DualEncoder, pool
-from rocketray.model.tokens import Assembler, Tokenizer
+from rocketray.model.tokens import Assembler, Tokenizer, unmasked
 from rocketray.model.weights import tiny
 
 QUERIES = ["how do i pad a tensor", "zeros", "tensor of zeros and a long tail " * 9]
@@ -184,6 +184,22 @@ def test_padding_changes_nothing(weights):
     together = encoder.embed_queries(assembler.texts(QUERIES, 32))
     alone = [encoder.embed_queries(assembler.texts([query], 32)) for query in QUERIES]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_without_padding_no_mask_is_needed(weights, pooling):
+    encoder = DualEncoder.create(weights, pooling=pooling)
+    batch = Assembler(Tokenizer(weights)).texts(QUERIES[:1] * 2, 32)
+    bare = unmasked(batch)
+    assert "attention_mask" not in bare
+    masked = encoder.embed_queries(batch)
+    torch.testing.assert_close(encoder.embed_queries(bare), masked, atol=1e-6, rtol=1e-6)
+    padded = batch | {
+        "attention_mask": torch.tensor([[1] * n for n in batch["input_ids"].shape[1:] * 2])
+    }
+    padded["attention_mask"][1, -1] = 0
+    assert unmasked(padded) is padded
 
 
 def test_user_errors(weights, tmp_path):

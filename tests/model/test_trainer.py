@@ -805,6 +805,32 @@ def test_with_dropout_a_micro_shard_that_does_not_fit_stops_the_run(
         train(job)
 
 
+def test_kept_activations_change_no_byte(data: TrainingData, tmp_path: Path) -> None:
+    weights = data.dual(dropout=0.1)
+    fewest, more = (data.job("dual", tmp_path / str(room), weights) for room in (1, 3))
+    for job, room in ((fewest, 1), (more, 3)):
+        with mock.patch.object(Trainer, "_room", lambda run, room=room: room):
+            train(job)
+    assert losses(fewest) == losses(more)
+    assert_same_bytes(fewest, more)
+
+
+@pytest.mark.parametrize(("free", "kept"), [(80, 6), (40, 2), (10, 1)])
+def test_activations_are_kept_where_a_gpu_has_room(
+    data: TrainingData, tmp_path: Path, free: int, kept: int
+) -> None:
+    """Of 100 bytes 85 may be planned for. A step takes 20 beside what others hold (100 - free, less
+    our 5), each further shard's activations 10: with 80 free, 1 + (85 - 15 - 20) / 10."""
+    run = Trainer(data.job("dual", tmp_path, data.dual(dropout=0.0)), CPU)
+    run.device = torch.device("cuda")
+    with (
+        mock.patch.object(Trainer, "_probe", return_value=(10, 20)),
+        mock.patch.object(torch.cuda, "mem_get_info", return_value=(free, 100)),
+        mock.patch.object(torch.cuda, "memory_reserved", return_value=5),
+    ):
+        assert run._room() == kept
+
+
 @pytest.mark.parametrize("kind", ["dual", "cross"])
 def test_the_worst_case_is_the_longest_shard(data: TrainingData, tmp_path: Path, kind: str) -> None:
     weights = data.dual(dropout=0.0) if kind == "dual" else data.cross(dropout=0.0)
