@@ -166,7 +166,7 @@ def slow_cross(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
 
         if job.adversarial:
             table = model.model.get_input_embeddings().weight
-            (direction,) = torch.autograd.grad(loss_now(), table)
+            direction = torch.autograd.grad(loss_now(), table)[0].to_dense()
             table.data += job.adversarial * direction / direction.norm()
         loss = loss_now()
         return flat_gradient(model, loss), loss.item(), 0
@@ -175,7 +175,7 @@ def slow_cross(job: Job, step: int = 1) -> tuple[np.ndarray, float, int]:
 def flat_gradient(model: torch.nn.Module, loss: torch.Tensor) -> np.ndarray:
     parameters = list(model.parameters())
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.flatten() for gradient in found]).numpy()
+    return torch.cat([gradient.to_dense().flatten() for gradient in found]).numpy()
 
 
 def dual_jobs(data: TrainingData, out: Path) -> list[Job]:
