@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from rocketray.artifacts import write_text
 from rocketray.engine.cluster import connect, has_gpus
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job, Result, check, train
@@ -33,10 +37,21 @@ def fit(job: Job, cluster: Cluster) -> Result:
         return train(replace(job, threads=job.threads or os.cpu_count()))
     connect(cluster)
     use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
-    answer = _fit_on_ray(job, cluster, use_gpu)
+    _refusal(job).unlink(missing_ok=True)
+    try:
+        answer = _fit_on_ray(job, cluster, use_gpu)
+    except RuntimeError:  # Ray Train's own errors are RuntimeErrors.
+        if not _refusal(job).is_file():
+            raise
+        answer = {"error": _refusal(job).read_text(encoding="utf-8")}
     if "error" in answer:
         raise UserError(answer["error"])
     return Result(**answer)
+
+
+def _refusal(job: Job) -> Path:
+    """Why a worker will not go on: others, and the group Ray restarts, must not try again."""
+    return job.out / "refused.txt"
 
 
 def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
@@ -92,10 +107,20 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     job: Job = config["job"]
+    if not job.examples.is_dir():
+        raise UserError(
+            f"{socket.gethostname()} does not see {job.examples}: the run folder must be on storage"
+            " that every node sees under one path."
+        )
+    if _refusal(job).is_file():
+        return {"error": _refusal(job).read_text(encoding="utf-8")}
     if job.threads is None:  # This machine's cores, shared with the workers beside this one.
         beside = get_context().get_local_world_size()
         job = replace(job, threads=max(1, _cores() // beside))
     try:
         return asdict(train(job, device=get_device()))
     except UserError as error:  # Ours to explain, not Ray's to retry.
+        write_text(_refusal(job), str(error))
+        # Where this worker alone refuses, the others wait for it in a collective: end that.
+        dist.destroy_process_group()
         return {"error": str(error)}

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from rocketray.engine import training
+from rocketray.errors import UserError
+from rocketray.model.trainer import Job
+from rocketray.recipe import Cluster, TrainCluster
+from tests.model.training_data import TrainingData
 from tests.runs import ALONE, start
 
 SETTINGS = (
@@ -36,3 +42,34 @@ def test_one_worker_two_workers_and_no_ray_give_one_curve(tmp_path: Path) -> Non
     two = losses(tmp_path / "two", "cluster.train.workers=2")
     assert two == pytest.approx(one, rel=1e-4)
     assert none == pytest.approx(one, rel=1e-4)
+
+
+class Refused(Job):
+    """A job that the second worker refuses, in the middle of what all workers do together."""
+
+    @property
+    def mask_known(self) -> bool:  # type: ignore[override]
+        if os.environ.get("RANK") == "1":
+            raise UserError("worker 1 will not")
+        return True
+
+    @mask_known.setter
+    def mask_known(self, value: bool) -> None:
+        """A dataclass sets what it is given."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own.
+@pytest.mark.timeout(600)  # Waiting for the group's own time-out would take half an hour.
+def test_a_refusal_of_one_worker_ends_the_others_at_once(tmp_path: Path) -> None:
+    import ray
+
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "out", data.dual(dropout=0.0))
+    refused = Refused(**{name: getattr(job, name) for name in job.__dataclass_fields__})
+    workers = TrainCluster(workers=2, threads=1, trackers=())
+    try:
+        with pytest.raises(UserError, match="worker 1 will not"):
+            training.fit(refused, Cluster(train=workers))
+    finally:
+        ray.shutdown()
