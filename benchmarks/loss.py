@@ -138,7 +138,8 @@ def extra_bytes(told: argparse.Namespace, name: str) -> int:
 
 def wire(told: argparse.Namespace) -> Result:
     """Bytes that one of two workers sends per step for the loss, over the formula's: an all-gather,
-    (W - 1)/W P D 4, and an all-reduce, 2 (W - 1)/W P D 4."""
+    (W - 1)/W P D 4, and a reduce-scatter, which is as much again, but twice that on gloo: it
+    carries one out as an all-reduce."""
     sent = max(in_two_processes(gather_steps, told))
     formula = 3 * 0.5 * told.passages * told.size * 4
     share = sent / formula
