@@ -591,7 +591,7 @@ def train(
     settings["seed"] = flow.recipe.seed
     read = dict(inputs) | {f"scored_{number}": version for number, version in enumerate(scored)}
     identity = {
-        "code": 3,
+        "code": 4,
         "recipe": json.loads(artifacts.canonical(settings)),
         "inputs": {n: v.digest for n, v in read.items()} | {"dev": _dev_digest(dev)},
     }

@@ -98,7 +98,7 @@ class Step(Model):
     clip: Rate = 1.0
     """Gradients are scaled down to this global norm."""
     micro_shard: Positive = 32
-    """Rows that one forward pass takes. With dropout it is part of the result."""
+    """Rows that one forward pass takes, at most. With dropout it is part of the result."""
     evaluations: Positive = 4
     """How often the dev set is evaluated during training, the end included."""
     patience: Positive | None = None

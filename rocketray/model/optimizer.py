@@ -26,6 +26,10 @@ def learning_rate(
     return peak * (steps - step) / (steps - rising)
 
 
+PART = 1 << 22
+"""Values of the gradient whose norm is taken at once."""
+
+
 class Gradient:
     """All gradients as views into one buffer, so that a step has one all-reduce and no copy.
 
@@ -47,8 +51,12 @@ class Gradient:
         for place, value in enumerate(sums.values()):
             tail[place] = value
         sum_over_workers(self.buffer)
-        # In float64: a float32 sum over a hundred million squares is off by percents.
-        norm = torch.linalg.vector_norm(self.values, dtype=torch.float64)
+        # In float64: a float32 sum over a hundred million squares is off by percents. In parts: of
+        # the whole, torch makes a float64 copy first, twice the size of all gradients.
+        norms = [
+            torch.linalg.vector_norm(part, dtype=torch.float64) for part in self.values.split(PART)
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         totals = torch.cat([norm[None], tail[: len(sums)].double()]).tolist()
         return dict(zip(("gradient_norm", *sums), totals, strict=True))
 

@@ -73,23 +73,41 @@ class Shard:
         return int(np.random.SeedSequence([seed, step, self.number, side]).generate_state(1)[0])
 
 
-def cut(rows: int, micro_shard: int) -> list[Shard]:
-    """Shards of `micro_shard` rows; the last may be short."""
-    starts = range(0, rows, micro_shard)
-    return [Shard(i, start, min(start + micro_shard, rows)) for i, start in enumerate(starts)]
+def arrange(
+    lengths_R: np.ndarray, micro_shard: int, tokens: int | None = None
+) -> tuple[np.ndarray, list[Shard]]:
+    """An order of a batch's rows in which shards hold rows of like length, and those shards.
 
+    The loss of a batch is a sum, so its order is free. Shards are spread (golden ratio) so that
+    every contiguous share of them has short and long ones: workers finish together.
 
-def arrange(lengths_R: np.ndarray, micro_shard: int) -> np.ndarray:
-    """An order of a batch's rows in which shards hold rows of like length: less padding.
-
-    The loss of a batch is a sum, so its order is free. Shards are then spread (golden ratio) so
-    that every contiguous share of them has short and long ones: workers finish together.
+    Args:
+        micro_shard: rows of a shard; the last may be short.
+        tokens: shards of long rows hold fewer, so that their rows times the longest do not pass
+            it. None: never, for random states belong to shards.
     """
     order_R = np.argsort(lengths_R, kind="stable")
-    whole = len(order_R) // micro_shard
+    sizes = np.array(_sizes(lengths_R[order_R].tolist(), micro_shard, tokens))
+    whole = len(sizes) - int(sizes[-1] < micro_shard)
     spread = np.argsort((np.arange(whole) * 0.6180339887498949) % 1, kind="stable")
-    sorted_rows = order_R[: whole * micro_shard].reshape(whole, micro_shard)
-    return np.concatenate([sorted_rows[spread].ravel(), order_R[whole * micro_shard :]])
+    spread = np.append(spread, np.arange(whole, len(sizes)))
+    runs = np.split(order_R, np.cumsum(sizes)[:-1])
+    stops = np.cumsum(sizes[spread])
+    bounds = zip((stops - sizes[spread]).tolist(), stops.tolist(), strict=True)
+    shards = [Shard(number, start, stop) for number, (start, stop) in enumerate(bounds)]
+    return np.concatenate([runs[i] for i in spread]), shards
+
+
+def _sizes(ascending: list[int], micro_shard: int, tokens: int | None) -> list[int]:
+    """Rows of each shard over rows of ascending length."""
+    sizes = [0]
+    for length in ascending:
+        more = sizes[-1] + 1
+        full = more > micro_shard or (tokens is not None and more * length > tokens)
+        if full and sizes[-1]:
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
 
 
 def share(count: int, rank: int, world: int) -> slice:

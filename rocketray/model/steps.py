@@ -9,7 +9,7 @@ the parameters' `.grad`; summed over workers it is the gradient of the global me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,7 +36,7 @@ from rocketray.model.loss import (
     pointwise_loss,
 )
 from rocketray.model.masks import Known, Masks, known_positives
-from rocketray.model.order import Shard, arrange, cut, share
+from rocketray.model.order import Shard, arrange, share
 from rocketray.model.tokens import Assembler, Batch, Tokenizer, TokenStore, unmasked
 
 
@@ -116,18 +116,17 @@ class Tally:
 
 
 class Shares:
-    """A global batch cut into shards, and the shards dealt to the workers."""
+    """The shards of a global batch, dealt to the workers."""
 
-    def __init__(self, rows: int, micro_shard: int) -> None:
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self.rank, world = workers()
-        shards = cut(rows, micro_shard)
         self._by_rank = [shards[share(len(shards), rank, world)] for rank in range(world)]
         self.sizes = [sum(shard.rows for shard in shards) for shards in self._by_rank]
         self.start = sum(self.sizes[: self.rank])
         self.stop = self.start + self.sizes[self.rank]
 
     @property
-    def mine(self) -> list[Shard]:
+    def mine(self) -> Sequence[Shard]:
         return self._by_rank[self.rank]
 
 
@@ -162,6 +161,8 @@ class DualStep:
     seed: int
     keep: int = 1
     """Shards whose activations `grad_cache` keeps all the same, where memory has room."""
+    tokens: int | None = None
+    """A shard's passages take no more tokens than this, padding included; None: no limit."""
 
     @property
     def rows(self) -> int:
@@ -176,14 +177,15 @@ class DualStep:
         return min(self.in_batch or global_batch, global_batch) * self.examples.width - 1
 
     def __call__(self, step: int, examples_R: np.ndarray) -> Tally:
-        order_R = arrange(self._lengths(examples_R), self.micro_shard)
+        tokens = self.tokens // self.examples.width if self.tokens else None
+        order_R, shards = arrange(self._lengths(examples_R), self.micro_shard, tokens)
         examples_R = examples_R[order_R]
         groups_R = order_R // self.in_batch if self.in_batch else None
         columns_G = self.examples.passages_NS[examples_R].ravel()
         masks = known_positives(
             self.examples.queries_N[examples_R], columns_G, self.known, groups_R
         )
-        shares = Shares(len(examples_R), self.micro_shard)
+        shares = Shares(shards)
         batches: dict[int, tuple[Batch, Batch]] = {}
         embed = self.model.embed_queries, self.model.embed_passages
 
@@ -324,6 +326,8 @@ class CrossStep:
     micro_shard: int
     """Pairs."""
     seed: int
+    tokens: int | None = None
+    """A shard's pairs take no more tokens than this, padding included; None: no limit."""
 
     @property
     def rows(self) -> int:
@@ -340,8 +344,9 @@ class CrossStep:
     def __call__(self, step: int, rows_R: np.ndarray) -> Tally:
         each = self.units_per_row
         micro_rows = max(1, self.micro_shard // each)
-        rows_R = rows_R[arrange(self._lengths(rows_R), micro_rows)]
-        shares = Shares(len(rows_R), micro_rows)
+        tokens = self.tokens // each if self.tokens else None
+        order_R, shards = arrange(self._lengths(rows_R), micro_rows, tokens)
+        rows_R, shares = rows_R[order_R], Shares(shards)
         batches: dict[int, tuple[Batch, torch.Tensor]] = {}
 
         def batch_of(shard: Shard) -> tuple[Batch, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rocketray.model.order import Order, Shard, arrange, cut, share, steps_of
+from rocketray.model.order import Order, Shard, arrange, share, steps_of
 
 
 def test_an_epoch_shows_every_row_once_although_batches_straddle() -> None:
@@ -42,30 +42,52 @@ def test_steps(rows: int, batch: int, epochs: float, steps: int) -> None:
     assert steps_of(rows, batch, epochs) == steps
 
 
+def shards_of(rows: int, micro_shard: int) -> list[Shard]:
+    return arrange(np.ones(rows, np.int64), micro_shard)[1]
+
+
 def test_shards_and_shares() -> None:
-    shards = cut(10, 4)
+    shards = shards_of(10, 4)
     assert shards == [Shard(0, 0, 4), Shard(1, 4, 8), Shard(2, 8, 10)]
     assert [shards[share(3, rank, 2)] for rank in range(2)] == [shards[:2], shards[2:]]
     assert [len(shards[share(3, rank, 4)]) for rank in range(4)] == [1, 1, 1, 0]
 
 
 def test_every_shard_has_its_own_seed() -> None:
-    seeds = {shard.seed(0, step) for shard in cut(40, 4) for step in range(10)}
+    seeds = {shard.seed(0, step) for shard in shards_of(40, 4) for step in range(10)}
     assert len(seeds) == 100
     assert Shard(1, 4, 8).seed(0, 3) == Shard(1, 0, 2).seed(0, 3)
 
 
 def test_arranged_shards_hold_rows_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(1, 100, 50)
-    order = arrange(lengths, 8)
+    order, shards = arrange(lengths, 8)
     assert sorted(order) == list(range(50))
-    padded = sum(lengths[order[s.start : s.stop]].max() * s.rows for s in cut(50, 8))
-    unsorted = sum(lengths[s.start : s.stop].max() * s.rows for s in cut(50, 8))
-    assert padded < 1.2 * lengths.sum() < unsorted
-    shares = [padded_tokens(lengths[order], rank) for rank in range(2)]
+    assert [shard.rows for shard in shards] == [8] * 6 + [2]
+    assert padded_tokens(lengths[order], shards) < 1.2 * lengths.sum()
+    assert padded_tokens(lengths, shards) > 1.2 * lengths.sum()
+    shares = [padded_tokens(lengths[order], shards[share(6, rank, 2)]) for rank in range(2)]
     assert max(shares) < 1.5 * min(shares)
 
 
-def padded_tokens(lengths: np.ndarray, rank: int) -> int:
-    shards = cut(48, 8)[share(6, rank, 2)]
+def test_shards_of_long_rows_hold_fewer() -> None:
+    order, shards = arrange(np.array([9, 2, 2, 5, 2, 5]), 4, tokens=10)
+    # Ascending 2 2 2 | 5 5 | 9: four rows up to a 5 would be 20, a row of 9 with another is 18.
+    assert order.tolist() == [1, 2, 4, 3, 5, 0]
+    assert shards == [Shard(0, 0, 3), Shard(1, 3, 5), Shard(2, 5, 6)]
+
+
+def test_a_row_above_the_limit_is_a_shard_of_its_own() -> None:
+    _, shards = arrange(np.array([30, 40, 3]), 4, tokens=10)
+    assert sorted(shard.rows for shard in shards) == [1, 1, 1]
+
+
+def test_enough_tokens_change_nothing() -> None:
+    lengths = np.random.default_rng(1).integers(1, 100, 50)
+    (order, shards), (same_order, same_shards) = arrange(lengths, 8), arrange(lengths, 8, 800)
+    assert np.array_equal(order, same_order)
+    assert shards == same_shards
+
+
+def padded_tokens(lengths: np.ndarray, shards: list[Shard]) -> int:
     return sum(int(lengths[s.start : s.stop].max()) * s.rows for s in shards)
