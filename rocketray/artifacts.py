@@ -1,6 +1,7 @@
 """Artifacts: versions of stages, their blocks, receipts and manifests, and who may write.
 
-    DIR/stages/NAME-<fingerprint>/   blocks/00007.parquet   one block's files, committed by rename
+    DIR/stages/NAME-<fingerprint>/   attempts/00007-...     a worker has begun a block
+                                     blocks/00007.parquet   one block's files, committed by rename
                                      receipts/00007.json    written after them: the block is done
                                      manifest.json          written last: the version is done
     DIR/current.json                 which version of each stage is current
@@ -19,7 +20,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,12 +164,22 @@ class Version:
     def rows(self) -> int:
         return sum(block.rows for block in self.blocks)
 
-    def table(self, number: int) -> pa.Table:
-        return read_table(self.blocks[number].files[TABLE])
+    def table(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        return read_table(self.blocks[number].files[TABLE], columns)
 
-    def read(self) -> pa.Table:
-        """All blocks as one table. For small tables: it is held in memory."""
-        return pa.concat_tables([self.table(i) for i in range(len(self.blocks))])
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All blocks as one table. For what is small: it is held in memory."""
+        return pa.concat_tables([self.table(i, columns) for i in range(len(self.blocks))])
+
+    def take(self, rows: np.ndarray, *columns: str) -> pa.Table:
+        """Some rows, ascending and distinct, of some columns: only their blocks are read."""
+        starts = np.array([block.first_row for block in self.blocks])
+        blocks = np.searchsorted(starts, rows, side="right") - 1
+        found = [
+            self.table(int(number), columns).take(pa.array(rows[blocks == number] - starts[number]))
+            for number in np.unique(blocks)
+        ]
+        return pa.concat_tables(found or [self.table(0, columns).slice(0, 0)])
 
     def array(self, number: int, part: str) -> np.ndarray:
         """One part of one block, memory-mapped."""
@@ -190,14 +201,14 @@ class Version:
                 )
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of plain types. Extension types could carry code, so they are refused."""
     # One thread and no memory map: blocks are small, and actors share the cores.
     file = pq.ParquetFile(path)
     for column in file.schema_arrow:
         if not _plain(column.type):
             raise UserError(f"{path} holds column {column.name!r} of foreign type {column.type}.")
-    return file.read(use_threads=False)
+    return file.read(columns, use_threads=False)
 
 
 def _plain(kind: pa.DataType) -> bool:
@@ -215,9 +226,18 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def commit_block(
-    folder: Path, number: int, parts: Parts, *, rows: int, key: str, facts: Mapping[str, Any]
+    folder: Path,
+    number: int,
+    parts: Parts,
+    *,
+    rows: int,
+    key: str,
+    facts: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write one block's files and then its receipt; returns the receipt.
+
+    `about` is what only the receipt says, since it never repeats: worker, seconds, attempts.
 
     Safe to run twice, on two hosts at once, or to be killed anywhere: a block counts when its
     receipt stands, and a receipt is written after the files it names.
@@ -237,7 +257,7 @@ def commit_block(
         files[part], sha256[name] = name, file_sha256(temporary)
         publish(temporary, folder / name)
     receipt = {"block": number, "rows": rows, "key": key, "files": files, "sha256": sha256}
-    receipt["facts"] = dict(facts)
+    receipt |= {"facts": dict(facts), "about": dict(about or {})}
     write_receipt(folder, receipt)
     return receipt
 
@@ -294,7 +314,8 @@ class Draft:
             os.link(other / old, temporary)
             publish(temporary, self.path / name)
             files[part], sha256[name] = name, receipt["sha256"][old]
-        write_receipt(self.path, {**receipt, "block": number, "files": files, "sha256": sha256})
+        mine = {"block": number, "files": files, "sha256": sha256, "about": {}}
+        write_receipt(self.path, {**receipt, **mine})
 
     def finish(
         self, facts: Mapping[str, Any], files: Iterable[Path] = (), blocks: int | None = None
@@ -308,6 +329,7 @@ class Draft:
         """
         for leftover in self.path.glob("*/.*.tmp"):  # Of workers that were killed while writing.
             leftover.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "attempts", ignore_errors=True)
         receipts = [receipt for _, receipt in sorted(self.receipts().items())]
         if blocks is not None and [r["block"] for r in receipts] != list(range(blocks)):
             raise ValueError(f"{self.path} should have {blocks} blocks, found {len(receipts)}.")

@@ -662,7 +662,7 @@ def dual_dev(flow: Workflow, tables: Tables) -> Dev | None:
     positives = schema.positives_of(tables.qrels["dev"].read())
     relevant = [np.array(positives[query]) for query in queries.tolist()]
     own = np.unique(np.concatenate(relevant))
-    others = np.setdiff1d(np.arange(tables.passages.rows), own)
+    others = np.delete(np.arange(tables.passages.rows), own)
     wanted = flow.recipe.evaluate.dev_passages
     limit = None if wanted is None else max(0, wanted - len(own))
     pool = np.union1d(own, schema.sample(others, limit, flow.recipe.seed))

@@ -302,6 +302,9 @@ class Blocks(Model):
     """Queries in a block of everything that is made per query."""
     passage_group: Positive = 1_048_576
     """Passages one retrieval task streams past its queries; groups are merged after."""
+    quarantine: Count = 0
+    """So many rows that kill the process which works on them may be left out of a stage (and are
+    listed in its manifest); one more stops the run."""
 
 
 class TrainCluster(Model):
@@ -328,7 +331,8 @@ class TrainCluster(Model):
 
 class BulkCluster(Model):
     actors: Count | None = None
-    """Ray Data actors per bulk stage; null takes one per CPU; 0 works in this process."""
+    """At most so many Ray Data actors per bulk stage, as far as machines are there; null takes one
+    per CPU; 0 works in this process."""
     gpus: bool | None = None
     """One GPU per actor; null uses GPUs where the cluster has them."""
 

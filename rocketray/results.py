@@ -107,14 +107,21 @@ def _answer_recall(flow: Workflow, run: pa.Table) -> dict[str, float]:
     """Share of questions with an answer string in the first k passages (DPR's measure)."""
     if flow.recipe.data.positives != "answers":
         return {}
-    answers = flow.made["queries"].read()["answers"]
-    texts = flow.made["passages"].read()["text"]
+    answers = flow.made["queries"].read(["answers"])["answers"]
+    listed = _listed(run)
+    texts = flow.made["passages"].take(listed, "text")["text"]
     return measures.answer_recall(
         run,
         {query: answers[query].as_py() for query in run["query"].to_pylist()},
-        lambda passage: str(texts[passage].as_py()),
+        lambda passage: str(texts[int(np.searchsorted(listed, passage))].as_py()),
         ANSWER_DEPTHS,
     )
+
+
+def _listed(run: pa.Table, depth: int | None = None) -> np.ndarray:
+    """Every passage in the (first `depth` of the) lists, once, ascending."""
+    heads = [np.array(row[:depth], np.int64) for row in run["passages"].to_pylist()]
+    return np.unique(np.concatenate(heads))
 
 
 def held_out(flow: Workflow) -> Version:
@@ -124,14 +131,15 @@ def held_out(flow: Workflow) -> Version:
 
 def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:
     """One TREC run file, in people's ids."""
-    qids = flow.made["queries"].read()["qid"]
-    pids = flow.made["passages"].read()["pid"]
+    qids = flow.made["queries"].read(["qid"])["qid"]
     depth = flow.recipe.evaluate.trec_depth
+    listed = _listed(run, depth)
+    pids = flow.made["passages"].take(listed, "pid")["pid"]
 
     def rows() -> Iterator[tuple[str, list[str], list[float]]]:
         columns = (run[column].to_pylist() for column in run.column_names)
         for query, passages, scores in zip(*columns, strict=True):
-            names = pids.take(pa.array(passages[:depth], pa.int64())).to_pylist()
+            names = pids.take(pa.array(np.searchsorted(listed, passages[:depth]))).to_pylist()
             yield qids[query].as_py(), names, scores[:depth]
 
     path = flow.folder.path / "runs" / f"{name}.trec"
@@ -182,6 +190,9 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
                 yield f"{step}: questions without example", f"{facts['without']:,}"
     if "augment" in made:
         yield from pseudo_labels(made["augment"], made.get("qrels_hidden"))
+    left_out = sum(version.facts.get("quarantined", 0) for version in made.values())
+    if left_out:
+        yield "rows left out (quarantined)", f"{left_out:,}: they kill the process that reads them"
     scored = [v.facts for name, v in made.items() if name.endswith("_scored")]
     if scored:
         known = sum(facts["known"] for facts in scored)
@@ -259,14 +270,15 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
 
 def _times(timings: list[dict[str, Any]]) -> Table:
     table = Table(title="time per stage", title_justify="left")
-    for name in ("stage", "rows", "time", "rows/s", "blocks per worker"):
+    for name in ("stage", "rows", "time", "rows/s", "blocks per worker", "s/block"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in timings:
         if row["seconds"] >= 0.05:
             rate = f"{row['rows'] / row['seconds']:,.0f}" if row["rows"] else ""
             blocks = " + ".join(str(n) for n in sorted(row["blocks"].values(), reverse=True))
             rows = f"{row['rows']:,}" if row["rows"] else ""
-            table.add_row(row["stage"], rows, clock(row["seconds"]), rate, blocks)
+            each = " / ".join(f"{s:.2g}" for s in row.get("block_seconds", ()))
+            table.add_row(row["stage"], rows, clock(row["seconds"]), rate, blocks, each)
     total = sum(row["seconds"] for row in timings)
-    table.add_row("all", "", clock(total), "", "")
+    table.add_row("all", "", clock(total), "", "", "")
     return table

@@ -117,6 +117,10 @@ def count(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, int]:
     return {verdict.value: counted[verdict] for verdict in Verdict}
 
 
+DRAWN_AT_ONCE = 1 << 20
+"""Of ten million rows, the hashes and their order would take 500 megabytes."""
+
+
 def sample(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     """At most `limit` of some row numbers, in ascending order, by a seeded hash of each.
 
@@ -125,8 +129,11 @@ def sample(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     rows = np.sort(rows)
     if limit is None or len(rows) <= limit:
         return rows
-    luck = _luck(rows, seed)
-    return np.sort(rows[np.lexsort((rows, luck))[:limit]])
+    drawn = rows[:0]
+    for first in range(0, len(rows), DRAWN_AT_ONCE):
+        some = np.concatenate([drawn, rows[first : first + DRAWN_AT_ONCE]])
+        drawn = some[np.lexsort((some, _luck(some, seed)))[:limit]]
+    return np.sort(drawn)
 
 
 def _luck(rows: np.ndarray, seed: int) -> np.ndarray:

@@ -151,17 +151,13 @@ def _digest(keys: Sequence[str]) -> str:
 
 def _ids(version: Version, column: str) -> ingest.Ids:
     """People's ids -> row numbers."""
-    starts = np.array([block.first_row for block in version.blocks])
+    hashes = (version.array(block.number, "hashes") for block in version.blocks)
 
     def read(rows: np.ndarray) -> list[str]:
-        names: list[str] = []
-        blocks = np.searchsorted(starts, rows, side="right") - 1
-        for number in np.unique(blocks):
-            mine = rows[blocks == number] - starts[number]
-            names += version.table(int(number))[column].take(pa.array(mine)).to_pylist()
+        names: list[str] = version.take(rows, column)[column].to_pylist()
         return names
 
-    return ingest.Ids((version.array(b.number, "hashes") for b in version.blocks), read)
+    return ingest.Ids(hashes, version.rows, read)
 
 
 def _ingest_qrels(
@@ -180,7 +176,7 @@ def _ingest_qrels(
         )
     share = flow.recipe.data.hide_labels
     if share:
-        names = queries.read()["qid"].to_pylist()
+        names = queries.read(["qid"])["qid"].to_pylist()
         read["train"], read["hidden"] = ingest.hide_labels(train, names, share, flow.recipe.seed)
     return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}
 
@@ -212,7 +208,7 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
     }
     if "test" not in rows and "dev" in rows:
         rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], recipe.seed)
-    labelled = queries.read()["labelled"].to_numpy(zero_copy_only=False)
+    labelled = queries.read(["labelled"])["labelled"].to_numpy(zero_copy_only=False)
     free = np.flatnonzero(~labelled)
     if "hidden" in qrels:
         free = np.union1d(free, _queries_of(qrels["hidden"]))

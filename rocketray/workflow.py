@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Workflow:
         missing = [
             (spec, draft) for spec, (draft, found) in zip(specs, before, strict=True) if not found
         ]
-        jobs = [spec.job(draft) for spec, draft in missing]
+        jobs = [self._job(spec, draft) for spec, draft in missing]
         for (spec, draft), job in zip(missing, jobs, strict=True):
             self._verify(spec.inputs.values())
             draft.adopt({n: job.keys[n] for n in job.todo()})
@@ -109,9 +110,28 @@ class Workflow:
             facts = _sum_facts(job.draft)
             made[job.draft.stage] = job.draft.finish(facts, blocks=len(job.items))
         return [
-            self._after(found or made[spec.name])
+            self._after(self._within_quarantine(found or made[spec.name]))
             for spec, (_, found) in zip(specs, before, strict=True)
         ]
+
+    def _job(self, spec: Spec, draft: Draft) -> Job:
+        people = self.made.get(spec.unit)
+        return replace(
+            spec.job(draft),
+            quarantine=self.recipe.blocks.quarantine,
+            people=str(people.path) if people else "",
+        )
+
+    def _within_quarantine(self, version: Version) -> Version:
+        """Two workers at once, or an earlier recipe, may have left out more than is allowed."""
+        count, limit = version.facts.get("quarantined", 0), self.recipe.blocks.quarantine
+        if count > limit:
+            raise UserError(
+                f"{version.name} was made without {count} rows that kill their worker, and"
+                f" blocks.quarantine allows {limit}. {version.path / 'manifest.json'} lists them:"
+                " remove them from the data, or raise it."
+            )
+        return version
 
     def small(
         self, name: str, identity: Mapping[str, Any], make: Callable[[], list[Parts]]
@@ -186,59 +206,66 @@ class Workflow:
         if not any(todo):
             return
         name = " + ".join(job.draft.stage for job in jobs)
-        workers: list[Counter[str]] = [Counter() for _ in jobs]
         seconds = [0.0 for _ in jobs]
         start = time.monotonic()
-        rows = Counter[str]()
+        made = Counter[str]()
 
         def done(receipt: Receipt) -> None:
             self.folder.check_writer()
-            workers[receipt.job][receipt.worker] += 1
+            if not made:  # Count from the first block: starting a pool says nothing on its rate.
+                meter.counted_from = time.monotonic() - receipt.seconds
             seconds[receipt.job] += receipt.seconds
-            rows[units[receipt.job]] += receipt.rows
-            elapsed = max(1e-9, time.monotonic() - start)
-            note = ", ".join(f"{n / elapsed:,.0f} {unit}/s" for unit, n in rows.items() if n)
+            made.update({units[receipt.job]: receipt.rows, "tokens": receipt.tokens})
+            elapsed = max(1e-9, time.monotonic() - meter.counted_from)
+            note = ", ".join(f"{n / elapsed:,.0f} {unit}/s" for unit, n in made.items() if n)
             meter.advance(1, note)
 
         with self.display.meter(name, sum(totals), "blocks", sum(totals) - sum(todo)) as meter:
-            run_jobs(jobs, self.recipe.cluster, done)
+            run_jobs(jobs, self.recipe.cluster, done, self.display.say)
         elapsed = time.monotonic() - start
         share = sum(seconds) or 1.0
         for number, job in enumerate(jobs):
-            _write_timing(job.draft, elapsed * seconds[number] / share, workers[number])
+            _write_timing(job.draft, elapsed * seconds[number] / share)
 
     @contextmanager
     def _timed(self, draft: Draft) -> Iterator[None]:
         start = time.monotonic()
         yield
-        _write_timing(draft, time.monotonic() - start, Counter())
+        _write_timing(draft, time.monotonic() - start)
 
     def timings(self) -> list[dict[str, Any]]:
-        """Per stage: seconds, and blocks per worker. From files, so that skipped ones count."""
+        """Per stage: its rows and its timing. From files, so that skipped ones count."""
         rows = []
         for name, version in self.made.items():
             path = version.path / "timing.json"
             timing = json.loads(path.read_text()) if path.is_file() else {}
-            seconds, blocks = timing.get("seconds", 0.0), timing.get("blocks", {})
-            rows.append({"stage": name, "rows": version.rows, "seconds": seconds, "blocks": blocks})
+            rows.append(
+                {"stage": name, "rows": version.rows, "seconds": 0.0, "blocks": {}} | timing
+            )
         return rows
 
 
-def _write_timing(draft: Draft, seconds: float, workers: Mapping[str, int]) -> None:
-    """Beside the manifest, not in it: times never repeat. Attempts add up."""
+def _write_timing(draft: Draft, seconds: float) -> None:
+    """Seconds (of several starts, added up), blocks per worker, and what a block took: shortest,
+    median, longest. Beside the manifest, not in it: times never repeat."""
     path = draft.path / "timing.json"
     before: dict[str, Any] = artifacts.read_json(path) if path.is_file() else {}
-    blocks = Counter[str](before.get("blocks", {}))
-    blocks.update(workers)
-    total = round(before.get("seconds", 0.0) + seconds, 3)
-    artifacts.write_json(path, {"seconds": total, "blocks": dict(blocks)})
+    timing: dict[str, Any] = {"seconds": round(before.get("seconds", 0.0) + seconds, 3)}
+    about = [receipt.get("about") for receipt in draft.receipts().values()]
+    mine = [a for a in about if a]  # An adopted block says nothing.
+    timing["blocks"] = dict(Counter[str](a["worker"] for a in mine))
+    if each := [a["seconds"] for a in mine]:
+        timing["block_seconds"] = [min(each), round(statistics.median(each), 3), max(each)]
+    artifacts.write_json(path, timing)
 
 
 def _sum_facts(draft: Draft) -> dict[str, Any]:
     """Counts of all blocks, added up."""
     total = Counter[str]()
     for receipt in draft.receipts().values():
-        total.update({n: v for n, v in receipt["facts"].items() if isinstance(v, int)})
+        facts = receipt["facts"]
+        total.update({n: v for n, v in facts.items() if isinstance(v, int)})
+        total.update({"quarantined": len(facts["quarantined"])} if "quarantined" in facts else {})
     return dict(sorted(total.items()))
 
 

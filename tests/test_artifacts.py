@@ -421,3 +421,16 @@ def test_a_tree_is_replaced_whole(tmp_path: Path) -> None:
     artifacts.copy_tree(tmp_path / "old", tmp_path / "out" / "model")
     artifacts.copy_tree(tmp_path / "new", tmp_path / "out" / "model")
     assert files(tmp_path / "out") == ["model/new.txt"]
+
+
+def test_some_rows_of_some_columns(tmp_path: Path) -> None:
+    """Blocks without a wanted row are not read."""
+    for number, values in enumerate([(0, 1), (2, 3, 4), (5,)]):
+        table = numbers(*values).append_column("twice", pa.array([2 * v for v in values]))
+        commit_block(tmp_path / "x", number, {"table": table}, rows=len(values), key="", facts={})
+    version = Draft(tmp_path / "x", "x", {}).finish({})
+    version.blocks[1].files["table"].unlink()
+    found = version.take(np.array([1, 5]), "twice")
+    assert found.to_pydict() == {"twice": [2, 10]}
+    assert version.take(np.array([], np.int64), "n").to_pydict() == {"n": []}
+    assert version.table(0, ["n"]).column_names == ["n"]

@@ -49,3 +49,26 @@ def test_training(tmp_path: Path) -> None:
         "GradCache, dropout 0.1",
         "cached step, two processes",
     ]
+
+
+@pytest.mark.slow
+def test_scale(tmp_path: Path) -> None:
+    found = {line["name"]: line["value"] for line in measured(
+        "scale.py", tmp_path / "s.json", "--sizes", "5000,10000", "--actors", "1"
+    )}  # fmt: skip
+    for stage in ("ingest", "tokenise", "encode", "retrieve"):
+        assert found[f"5,000: {stage}"] > 0
+        assert found[f"10,000: {stage}, worker"] > 0
+        assert f"{stage}: exponent of time" in found
+
+
+@pytest.mark.slow
+def test_goodput(tmp_path: Path) -> None:
+    """Workers are killed, their blocks begun again, and no byte differs."""
+    short = ("--minutes", "0.2", "--kills", "2")
+    found = {line["name"]: line["value"] for line in measured(
+        "goodput.py", tmp_path / "g.json", *short
+    )}  # fmt: skip
+    assert found["encode, blocks begun again"] >= 1
+    assert found["score, blocks begun again"] >= 1
+    assert found["files byte-identical"] == 1

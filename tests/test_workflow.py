@@ -18,7 +18,7 @@ from rocketray.errors import UserError
 from rocketray.progress import Display
 from rocketray.recipe import Recipe, load
 from rocketray.workflow import Finished, Spec, Workflow, followed
-from tests.toys import Double
+from tests.toys import Deadly, Double
 
 
 @pytest.fixture(autouse=True)
@@ -267,3 +267,46 @@ def test_a_growing_log_is_followed_to_its_end(tmp_path: Path) -> None:
 def test_no_log_is_no_news(tmp_path: Path) -> None:
     with followed(tmp_path / "none.jsonl", pytest.fail):
         pass
+
+
+# ------------------------------------------------------------------------------- rows left out
+
+
+def poisoned(folder: Path, limit: int) -> Workflow:
+    flow = workflow(folder)
+    blocks = flow.recipe.blocks.model_copy(update={"quarantine": limit})
+    flow.recipe = flow.recipe.model_copy(update={"blocks": blocks})
+    return flow
+
+
+def kill(flow: Workflow) -> Version:
+    """A stage over two blocks, one of which has cost three workers already."""
+    spec = Spec(name="kill", stage=Deadly, items=[[1, 666], [2]], unit="passages")
+    marks = flow.folder.draft("kill", spec.identity()).path / "attempts"
+    marks.mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        (marks / f"00000-{number}").touch()
+    return flow.bulk(spec)[0]
+
+
+def test_a_higher_limit_goes_on_and_a_lower_one_refuses_what_was_left_out(tmp_path: Path) -> None:
+    flow = poisoned(tmp_path, 0)
+    with pytest.raises(UserError, match=r"kill: row 666 kills its worker \(SIGKILL\)"):
+        kill(flow)
+    version = kill(poisoned(tmp_path, 1))
+    assert version.read()["n"].to_pylist() == [2, 0, 4]
+    assert version.facts == {"numbers": 3, "quarantined": 1}
+    with pytest.raises(
+        UserError, match=r"without 1 rows .*quarantine allows 0\. .*manifest\.json"
+    ):
+        kill(poisoned(tmp_path, 0))
+
+
+def test_blocks_and_workers_have_their_times(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1], [2], [3]]))
+    receipts = [json.loads(p.read_text()) for p in sorted(version.path.glob("receipts/*.json"))]
+    seconds = sorted(receipt["about"]["seconds"] for receipt in receipts)
+    (row,) = (row for row in flow.timings() if row["stage"] == "double")
+    assert row["block_seconds"] == seconds
+    assert list(row["blocks"].values()) == [3]

@@ -1,9 +1,14 @@
-"""A stage that does next to nothing, for the tests of what runs stages; Ray's actors import it."""
+"""Stages that do next to nothing, for the tests of what runs stages; Ray's actors import them."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rocketray.artifacts import Draft, Made, Version
@@ -32,6 +37,40 @@ class Double:
         return Made({"table": doubled}, len(numbers), {"numbers": len(numbers)})
 
 
+class Slow(Double):
+    """Takes half a second a block."""
+
+    def __call__(self, item: Any) -> Made:
+        time.sleep(0.5)
+        return super().__call__(item)
+
+
+class Deadly(Double):
+    """Is killed by the number `kills`, and by `crowd` numbers at once. Numbers are their own rows;
+    one that is left out becomes 0."""
+
+    def __init__(self, *, kills: int = 666, crowd: int = 99) -> None:
+        super().__init__()
+        if kills == -1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.kills, self.crowd = kills, crowd
+
+    def rows(self, item: list[int]) -> np.ndarray:
+        return np.array(item)
+
+    def __call__(self, item: list[int], without: Sequence[int] = ()) -> Made:
+        here = [number for number in item if number not in without]
+        if self.kills in here or len(here) >= self.crowd:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__([number if number in here else 0 for number in item])
+
+
 def job(draft: Draft, items: list[list[int]], factor: int = 2) -> Job:
     keys = [f"{item}" for item in items]
     return Job(draft, Double, {"factor": factor}, items, keys)
+
+
+def deadly(
+    draft: Draft, items: list[list[int]], quarantine: int = 0, stage: Any = Deadly, **settings: int
+) -> Job:
+    return Job(draft, stage, dict(settings), items, [f"{item}" for item in items], quarantine)

@@ -10,26 +10,35 @@ per block:
         def __call__(self, item) -> Made: ...        # one block: parts, rows, facts
 
 Ray carries block numbers out and receipts back; data go through files. A block is committed by
-the worker that made it, so a lost worker, node or driver costs only the blocks in flight.
+the worker that made it, so a lost worker, node or driver costs only the blocks in flight. A block
+that kills its workers ends in `poison`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from rocketray.artifacts import Draft, Made, commit_block
-from rocketray.engine.cluster import connect, cpus, has_gpus
+from rocketray.engine import poison
+from rocketray.engine.cluster import Room, connect, has_gpus
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
 QUICK_BLOCKS = 32
 """So many blocks of a light stage are made before a pool of workers would have started."""
+PATIENCE = 60.0
+"""Seconds without a block begun, after which a person is told what the pool waits for."""
 
 
 class Stage(Protocol):
@@ -48,6 +57,10 @@ class Job:
     """What the stage is called with, by block number."""
     keys: Sequence[str]
     """What each block depends on, by block number (`Draft.adopt`)."""
+    quarantine: int = 0
+    """So many rows that kill their worker may be left out."""
+    people: str = ""
+    """The table (passages, queries) whose rows the stage's are, to name them in an error."""
 
     @property
     def is_quick(self) -> bool:
@@ -61,14 +74,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Receipt:
-    """One block is done: what Ray brings back."""
+    """One block is done, or why it is not: what Ray brings back."""
 
     job: int
     block: int
-    rows: int
-    seconds: float
-    worker: str
-    error: str
+    rows: int = 0
+    tokens: int = 0
+    """Where the stage counts them."""
+    seconds: float = 0.0
+    worker: str = ""
+    error: str = ""
+    """What a person can mend."""
+    bug: str = ""
+    """The traceback of anything else."""
 
 
 class Worker:
@@ -80,87 +98,180 @@ class Worker:
         _set_threads(threads)
 
     def make(self, job_number: int, block: int) -> Receipt:
-        start = time.monotonic()
-        job = self.jobs[job_number]
+        """One block: made, committed, told of.
+
+        Raises:
+            UserError: the stage refuses its data.
+            Exception: a bug, with a note on where.
+        """
+        job, me = self.jobs[job_number], _name()
         try:
-            if job_number not in self.stages:
-                self.stages = {job_number: job.stage(**job.settings)}  # One model at a time.
-            made = self.stages[job_number](job.items[block])
-            commit_block(
-                job.draft.path, block, made.parts, rows=made.rows, key=job.keys[block],
-                facts=made.facts,
-            )  # fmt: skip
-        except UserError as error:
-            return Receipt(job_number, block, 0, 0.0, _name(), str(error))
-        return Receipt(job_number, block, made.rows, time.monotonic() - start, _name(), "")
+            with poison.attempt(job.draft.path, block, me) as lost:
+                start = time.monotonic()
+                stage = self._stage(job_number) if lost < poison.ATTEMPTS else None
+                loaded = time.monotonic()
+                made = stage(job.items[block]) if stage else self._careful(job, block)
+                seconds = time.monotonic() - loaded
+                about = {"worker": me, "attempts": lost + 1, "seconds": round(seconds, 3),
+                         "loading": round(loaded - start, 3)}  # fmt: skip
+                commit_block(
+                    job.draft.path, block, made.parts, rows=made.rows, key=job.keys[block],
+                    facts=made.facts, about=about,
+                )  # fmt: skip
+        except UserError:
+            raise
+        except Exception as error:
+            error.add_note(f"In stage {job.draft.stage}, block {block}, on {me}.")
+            raise
+        tokens = made.facts.get("tokens", 0)
+        return Receipt(job_number, block, made.rows, tokens, seconds, me)
+
+    def _stage(self, number: int) -> Stage:
+        if number not in self.stages:
+            job = self.jobs[number]
+            self.stages = {number: job.stage(**job.settings)}  # One model at a time.
+        return self.stages[number]
+
+    def _careful(self, job: Job, block: int) -> Made:
+        self.stages = {}  # The child needs the room.
+        made, left_out = poison.careful(job, block)
+        facts = {**made.facts, "quarantined": left_out} if left_out else made.facts
+        return Made(made.parts, made.rows, facts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         receipts = [
-            self.make(int(job), int(block))
+            self._told(int(job), int(block))
             for job, block in zip(batch["job"], batch["block"], strict=True)
         ]
         return {name: [getattr(r, name) for r in receipts] for name in Receipt.__annotations__}
 
+    def _told(self, job: int, block: int) -> Receipt:
+        """Errors as words: Ray would wrap an exception in its own, traceback upon traceback."""
+        try:
+            return self.make(job, block)
+        except UserError as error:
+            return Receipt(job, block, error=str(error))
+        except Exception:
+            return Receipt(job, block, bug=traceback.format_exc())
 
-def run_jobs(jobs: Sequence[Job], cluster: Cluster, done: Callable[[Receipt], None]) -> None:
+
+def run_jobs(
+    jobs: Sequence[Job],
+    cluster: Cluster,
+    done: Callable[[Receipt], None],
+    say: Callable[[str], None] = print,
+) -> None:
     """Make every missing block of the jobs, calling `done` for each as it comes.
 
     Several jobs share one pool of workers (starting one takes seconds). The blocks, and so the
-    bytes, are the same for any number of workers.
+    bytes, are the same for any number of workers, in whatever order they are made.
+
+    Args:
+        say: is told what keeps the pool waiting.
 
     Raises:
-        UserError: a stage refused its data.
+        UserError: a stage refused its data, rows kill their workers, or no machine of the cluster
+            can hold a worker.
+        RuntimeError: a bug in a stage; names stage and block and holds the traceback.
     """
     work = [(number, block) for number, job in enumerate(jobs) for block in job.todo()]
     here = cluster.bulk.actors == 0 or all(job.is_quick for job in jobs)
-    receipts = _here(jobs, work) if here else _on_ray(jobs, work, cluster)
-    for receipt in receipts:
-        if receipt.error:
-            raise UserError(receipt.error)
-        done(receipt)
+    with closing(_here(jobs, work) if here else _on_ray(jobs, work, cluster, say)) as receipts:
+        for receipt in receipts:
+            if receipt.error:
+                raise UserError(receipt.error)
+            if receipt.bug:
+                raise RuntimeError(f"A stage broke.\n{receipt.bug}")
+            done(receipt)
 
 
-def _here(jobs: Sequence[Job], work: Sequence[tuple[int, int]]) -> Iterator[Receipt]:
+def _here(jobs: Sequence[Job], work: Sequence[tuple[int, int]]) -> Generator[Receipt, None, None]:
     worker = Worker(jobs)
     for job, block in work:
         yield worker.make(job, block)
 
 
 def _on_ray(
-    jobs: Sequence[Job], work: Sequence[tuple[int, int]], cluster: Cluster
-) -> Iterator[Receipt]:
+    jobs: Sequence[Job],
+    work: Sequence[tuple[int, int]],
+    cluster: Cluster,
+    say: Callable[[str], None],
+) -> Generator[Receipt, None, None]:
     if not work:
         return
     connect(cluster)
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    _quiet_ray_data()
     use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
-    actors = min(cluster.bulk.actors or max(1, cpus()), len(work))
+    room = Room({"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1})
+    room.wait(cluster, say)
+    most = cluster.bulk.actors or (len(work) if room.grows() else max(1, room.now()))
+    most = min(most, len(work))
     items = [{"job": job, "block": block} for job, block in work]
-    receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Worker,
-        fn_constructor_kwargs={"jobs": list(jobs)},
-        batch_size=1,
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=1,
-        num_gpus=1 if use_gpu else 0,
-    )
-    for row in receipts.iter_rows():
-        yield Receipt(**row)
+    with _quiet_ray_data(), _impatient(jobs, room, say):
+        receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Worker,
+            fn_constructor_kwargs={"jobs": list(jobs)},
+            batch_size=1,
+            # From one to the most: the pool follows the machines that come and go.
+            compute=ActorPoolStrategy(
+                min_size=1, max_size=most, initial_size=max(1, min(most, room.now()))
+            ),
+            num_cpus=1,
+            num_gpus=1 if use_gpu else 0,
+        )
+        for row in receipts.iter_rows():
+            yield Receipt(**row)
 
 
-def _quiet_ray_data() -> None:
-    """Ray Data's own bars and notices; rocketray shows progress in the user's words."""
-    import logging
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Our settings of Ray Data, for as long as it works for us.
 
+    rocketray shows progress in the user's words, and waits: a block may take an hour, and a pool
+    may wait a day for a machine, where Ray Data would stop after half an hour.
+    """
     from ray.data import DataContext
 
-    context = DataContext.get_current()
+    context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.execution_no_progress_timeout_s = -1
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _impatient(jobs: Sequence[Job], room: Room, say: Callable[[str], None]) -> Iterator[None]:
+    """Say so, once a minute, as long as no worker has begun a block."""
+    folders = [job.draft.path / "attempts" for job in jobs]
+    before, stop = _marks(folders), threading.Event()
+
+    def watch() -> None:
+        done = sum(len(job.todo()) for job in jobs)
+        while not stop.wait(PATIENCE) and _marks(folders) <= before:
+            if sum(len(job.todo()) for job in jobs) < done:
+                return
+            say(f"  no worker has begun yet. {room}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _marks(folders: Sequence[Path]) -> set[Path]:
+    return {mark for folder in folders for mark in folder.glob("*")}
 
 
 def _set_threads(threads: int) -> None:

@@ -6,14 +6,22 @@ import logging
 import os
 import secrets
 import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from rocketray.errors import UserError
 from rocketray.recipe import Cluster
+
+ROOM_SECONDS = 60.0
+"""How long a cluster without a fitting machine is given, where no autoscaler is known."""
+NODE_GROUP = "ray.io/node-group"
 
 
 def connect(cluster: Cluster) -> None:
     """Join the job's or the named cluster, or start Ray on this machine. Twice is once."""
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = _address(cluster)
     if not address:
         _prepare_environment()
     import ray  # Only now: Ray reads its environment when it is imported.
@@ -35,6 +43,11 @@ def connect(cluster: Cluster) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def _address(cluster: Cluster) -> str | None:
+    """Of a cluster to join; none for Ray on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def _prepare_environment() -> None:
@@ -62,14 +75,62 @@ def _cpu_flags() -> str:
     return path.read_text() if path.exists() else ""
 
 
-def cpus() -> int:
-    """CPUs of the connected cluster."""
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 1))
-
-
 def has_gpus() -> bool:
     import ray
 
     return bool(ray.cluster_resources().get("GPU", 0) > 0)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one worker asks for, and the machines that could hold it."""
+
+    asked: Mapping[str, float]
+    """Such as CPU 1, GPU 1."""
+
+    def now(self) -> int:
+        """How many such workers the machines that are there could hold, were they idle."""
+        import ray
+
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(
+            min(int(has.get(name, 0) // need) for name, need in self.asked.items()) for has in alive
+        )
+
+    def grows(self) -> bool:
+        """Whether machines come when they are asked for. Nodes that a cluster launcher or KubeRay
+        started name their group; Ray has no public word on whether an autoscaler runs."""
+        import ray
+
+        return any(node["Alive"] and node["Labels"].get(NODE_GROUP) for node in ray.nodes())
+
+    def wait(self, cluster: Cluster, say: Callable[[str], None]) -> None:
+        """Return once a worker could be placed, or an autoscaler is there to make place.
+
+        Raises:
+            UserError: after `ROOM_SECONDS` (at once on this machine's own Ray) nothing can.
+        """
+        patience = ROOM_SECONDS if _address(cluster) else 0.0
+        deadline = time.monotonic() + patience
+        while not (self.now() or self.grows()):
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"No machine of the cluster can hold a bulk worker, and none is going to come."
+                    f" {self} Set cluster.bulk.gpus=false, or start a machine that fits."
+                )
+            if patience:
+                say(f"  no machine can hold a worker; waiting {patience:.0f} s. {self}")
+                patience = 0.0
+            time.sleep(1)
+
+    def __str__(self) -> str:
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        free = ray.available_resources()
+        there = ", ".join(
+            f"{name} {sum(has.get(name, 0) for has in nodes):g} ({free.get(name, 0):g} free)"
+            for name in self.asked
+        )
+        asked = ", ".join(f"{name} {need:g}" for name, need in self.asked.items())
+        return f"A worker asks for {asked}; {len(nodes)} machines have {there}."

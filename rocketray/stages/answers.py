@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 
 from rocketray.answers import contains_answer
@@ -20,19 +23,22 @@ class AnswerPositives:
 
     def __init__(self, *, run: str, queries: str, passages: str, depth: int) -> None:
         self.run = Version.open(run)
-        self.answers = Version.open(queries).read()["answers"]
-        self.passages = Version.open(passages).read()
+        self.queries = Version.open(queries)
+        self.passages = Version.open(passages)
         self.depth = depth
 
     def __call__(self, item: int) -> Made:
         run = self.run.table(item)
+        queries = run["query"].to_pylist()
+        lists = [row[: self.depth] for row in run["passages"].to_pylist()]
+        # Read again for each block: whole, the texts of a large corpus fill a worker's memory.
+        answers = _read(self.queries, queries, "answers")
+        texts = _read(self.passages, [p for row in lists for p in row], "title", "text")
         pairs = [
             (query, passage)
-            for query, row in zip(
-                run["query"].to_pylist(), run["passages"].to_pylist(), strict=True
-            )
-            for passage in row[: self.depth]
-            if self._holds(passage, self.answers[query].as_py())
+            for query, row in zip(queries, lists, strict=True)
+            for passage in row
+            if contains_answer(*texts[passage], *answers[query])
         ]
         columns = {
             "query": [query for query, _ in pairs],
@@ -41,6 +47,10 @@ class AnswerPositives:
         }
         return Made({"table": pa.table(columns, schema=QRELS)}, len(pairs))
 
-    def _holds(self, passage: int, answers: list[str]) -> bool:
-        title, text = (self.passages[name][passage].as_py() for name in ("title", "text"))
-        return contains_answer(title, text, answers)
+
+def _read(table: Version, rows: list[int], *columns: str) -> dict[int, tuple[Any, ...]]:
+    """Values of some columns, by row."""
+    wanted = np.unique(np.array(rows, np.int64))
+    found = table.take(wanted, *columns)
+    values = zip(*(found[name].to_pylist() for name in columns), strict=True)
+    return dict(zip(wanted.tolist(), values, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rocketray.artifacts import Made, Version
@@ -11,7 +13,8 @@ from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 
 
 class Encode:
-    """Part `embeddings`: float32 [rows, D], in row order whatever the batches were."""
+    """Part `embeddings`: float32 [rows, D], in row order whatever the batches were; NaN in rows
+    that were left out."""
 
     code = 1
 
@@ -21,8 +24,15 @@ class Encode:
         self.tokens = TokenStore(tokens)
         self.blocks = Version.open(tokens).blocks
 
-    def __call__(self, item: int) -> Made:
+    def rows(self, item: int) -> np.ndarray:
         block = self.blocks[item]
-        rows = np.arange(block.first_row, block.first_row + block.rows)
-        embeddings = encode_passages(self.model, self.assembler, self.tokens, rows)
+        return np.arange(block.first_row, block.first_row + block.rows)
+
+    def __call__(self, item: int, without: Sequence[int] = ()) -> Made:
+        rows = self.rows(item)
+        kept = ~np.isin(rows, without)
+        embeddings = np.full((len(rows), self.model.size), np.nan, np.float32)
+        if kept.any():
+            found = encode_passages(self.model, self.assembler, self.tokens, rows[kept])
+            embeddings[kept] = found
         return Made({"embeddings": embeddings}, len(rows))

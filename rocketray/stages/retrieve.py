@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rocketray.artifacts import Made, Version
 from rocketray.model.dual_encoder import DualEncoder
@@ -44,13 +46,21 @@ class Retrieve:
         self.embeddings = Version.open(embeddings)
         self.k = k
 
-    def __call__(self, item: Cell) -> Made:
-        rows = self.queries.table(item["queries"])["query"].to_numpy()
-        q_QD = encode_queries(self.model, self.assembler, self.tokens, rows)
+    def rows(self, item: Cell) -> np.ndarray:
+        queries: np.ndarray = self.queries.table(item["queries"])["query"].to_numpy()
+        return queries
+
+    def __call__(self, item: Cell, without: Sequence[int] = ()) -> Made:
+        rows = self.rows(item)
+        kept = ~np.isin(rows, without)
+        if not kept.any():
+            nothing = np.empty((0, 0))
+            return Made({"table": run_table(rows, nothing, nothing, kept)}, len(rows))
+        q_QD = encode_queries(self.model, self.assembler, self.tokens, rows[kept])
         blocks = self.embeddings.blocks[item["first"] : item["last"]]
         arrays = ((b.first_row, self.embeddings.array(b.number, "embeddings")) for b in blocks)
         scores, passages = top_k(q_QD, arrays, self.k)
-        return Made({"table": run_table(rows, passages, scores)}, len(rows))
+        return Made({"table": run_table(rows, passages, scores, kept)}, len(rows))
 
 
 class MergeTopk:
@@ -66,10 +76,13 @@ class MergeTopk:
     def __call__(self, item: int) -> Made:
         tables = [self.cells.table(item * self.groups + g) for g in range(self.groups)]
         queries = tables[0]["query"].to_numpy()
-        passages = np.concatenate([_matrix(t["passages"]) for t in tables], axis=1)
-        scores = np.concatenate([_matrix(t["scores"]) for t in tables], axis=1)
+        # A query that one group had to leave out is left out.
+        sizes = np.stack([pc.list_value_length(t["passages"]).to_numpy() for t in tables])
+        kept: np.ndarray = np.all(sizes > 0, axis=0)
+        passages = np.concatenate([_matrix(t["passages"], kept) for t in tables], axis=1)
+        scores = np.concatenate([_matrix(t["scores"], kept) for t in tables], axis=1)
         scores, passages = in_order(scores, passages, self.k)
-        return Made({"table": run_table(queries, passages, scores)}, len(queries))
+        return Made({"table": run_table(queries, passages, scores, kept)}, len(queries))
 
 
 def grid(query_blocks: int, passage_rows: list[int], group_rows: int) -> tuple[list[Cell], int]:
@@ -87,18 +100,23 @@ def grid(query_blocks: int, passage_rows: list[int], group_rows: int) -> tuple[l
     return cells, len(starts)
 
 
-def run_table(queries: np.ndarray, passages: np.ndarray, scores: np.ndarray) -> pa.Table:
-    """A RUN table from [Q] and [Q, k] arrays of equal length per query."""
-    columns = [pa.array(queries, pa.int64()), _lists(passages), _lists(scores)]
-    return pa.Table.from_arrays(columns, schema=RUN)
+def run_table(
+    queries: np.ndarray, passages: np.ndarray, scores: np.ndarray, kept: np.ndarray | None = None
+) -> pa.Table:
+    """A RUN table from [Q] and [Q, k] arrays of equal length per query; where `kept`, bool [Q], is
+    false the query's lists are empty, and the other arrays do not have it."""
+    kept = np.ones(len(queries), bool) if kept is None else kept
+    ends = np.cumsum(kept * passages.shape[1])
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    lists = (
+        pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1), kind))
+        for values, kind in ((passages, pa.int64()), (scores, pa.float32()))
+    )
+    return pa.Table.from_arrays([pa.array(queries, pa.int64()), *lists], schema=RUN)
 
 
-def _lists(values: np.ndarray) -> pa.ListArray:
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1)))
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    flat = column.combine_chunks()
-    matrix: np.ndarray = flat.flatten().to_numpy().reshape(len(flat), -1)
+def _matrix(column: pa.ChunkedArray, kept: np.ndarray) -> np.ndarray:
+    """[Q, k] of the kept queries, whose lists are of one length."""
+    flat = column.combine_chunks().filter(pa.array(kept)).flatten()
+    matrix: np.ndarray = flat.to_numpy().reshape(kept.sum(), len(flat) // max(1, kept.sum()))
     return matrix

@@ -37,9 +37,16 @@ class Score:
         self.depth = depth
         self.known = PairScores(known)
 
-    def __call__(self, item: int) -> Made:
+    def rows(self, item: int) -> np.ndarray:
+        queries: np.ndarray = self.run.table(item)["query"].to_numpy()
+        return queries
+
+    def __call__(self, item: int, without: Sequence[int] = ()) -> Made:
         run = self.run.table(item)
-        lists = [row[: self.depth] for row in run["passages"].to_pylist()]
+        depths = np.where(np.isin(self.rows(item), without), 0, self.depth)
+        lists = [
+            row[:depth] for row, depth in zip(run["passages"].to_pylist(), depths, strict=True)
+        ]
         sizes = np.array([len(row) for row in lists])
         queries = np.repeat(run["query"].to_numpy(), sizes)
         passages = np.array([p for row in lists for p in row], dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -24,10 +24,16 @@ class Tokenise:
         self.table = Version.open(table)
         self.limit = limit
 
-    def __call__(self, item: int) -> Made:
+    def rows(self, item: int) -> np.ndarray:
+        block = self.table.blocks[item]
+        return np.arange(block.first_row, block.first_row + block.rows)
+
+    def __call__(self, item: int, without: Sequence[int] = ()) -> Made:
         table = self.table.table(item)
         texts = table["text"].to_pylist()
         titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(texts)
+        for at in np.flatnonzero(np.isin(self.rows(item), without)):
+            titles[at] = texts[at] = ""
         parts = dict(self.tokenizer.store_block(titles, texts, self.limit))
         parts["hashes"] = text_hashes(f"{a}\x1f{b}" for a, b in zip(titles, texts, strict=True))
         return Made(parts, len(texts), {"tokens": int(parts["offsets"][-1])})

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from rocketray import loop
 from rocketray.artifacts import Draft
 from rocketray.engine import bulk
-from rocketray.engine.bulk import Receipt, run_jobs
+from rocketray.engine.bulk import Job, Receipt, run_jobs
+from rocketray.engine.cluster import connect
 from rocketray.errors import UserError
+from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
+from tests.conftest import SMALLER
 from tests.toys import Double, job
 
 UNLUCKY = r"^numbers\.txt, line 3: 13 is unlucky\.$"
@@ -39,9 +47,16 @@ def run(folder: Path, actors: int = 0) -> list[Receipt]:
     return receipts
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder: Path) -> dict[str, object]:
+    """Blocks, and receipts but for what never repeats."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    found: dict[str, object] = {}
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        found[name] = path.read_bytes()
+        if path.suffix == ".json":
+            found[name] = {**json.loads(path.read_text()), "about": {}}
+    return found
 
 
 def test_every_block_is_made_and_committed(tmp_path: Path) -> None:
@@ -85,31 +100,139 @@ def test_a_pool_is_started_unless_all_work_is_quick(tmp_path: Path) -> None:
     ]:  # fmt: skip
         with (
             mock.patch.object(Double, "light", light, create=True),
-            mock.patch.object(bulk, "_on_ray", return_value=iter([])) as on_ray,
+            mock.patch.object(bulk, "_on_ray", return_value=(r for r in ())) as on_ray,
         ):
             run_jobs([job(draft(tmp_path, name), items)], cluster(2), lambda receipt: None)
         assert on_ray.call_count == pools
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # Ray's own.
-@pytest.mark.timeout(300)
-def test_actors_change_neither_bytes_nor_errors(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ray_stops() -> Iterator[None]:
+    """One Ray of four logical CPUs for all tests below."""
     import ray
 
-    try:
-        for actors in (0, 1, 2):
-            receipts = run(tmp_path / str(actors), actors)
-            assert sorted((r.job, r.block) for r in receipts) == [
-                *((0, n) for n in range(4)),
-                *((1, n) for n in range(2)),
-            ]
-        here = content(tmp_path / "0")
-        assert len(here) == 12
-        assert content(tmp_path / "1") == here
-        assert content(tmp_path / "2") == here
-        bad = job(draft(tmp_path, "bad"), [[1], [13], [2]])
-        with pytest.raises(UserError, match=UNLUCKY):
-            run_jobs([bad], cluster(2), lambda receipt: None)
-    finally:
-        ray.shutdown()
+    connect(cluster(4))
+    yield
+    ray.shutdown()
+
+
+def on_ray(test: Callable[..., None]) -> Callable[..., None]:
+    for mark in (
+        pytest.mark.slow,
+        pytest.mark.filterwarnings("default"),  # Ray's own.
+        pytest.mark.timeout(300),
+        pytest.mark.usefixtures("ray_stops"),
+    ):
+        test = mark(test)
+    return test
+
+
+@on_ray
+def test_actors_change_neither_bytes_nor_errors(tmp_path: Path) -> None:
+    for actors in (0, 1, 2):
+        receipts = run(tmp_path / str(actors), actors)
+        assert sorted((r.job, r.block) for r in receipts) == [
+            *((0, n) for n in range(4)),
+            *((1, n) for n in range(2)),
+        ]
+    here = content(tmp_path / "0")
+    assert len(here) == 12
+    assert content(tmp_path / "1") == here
+    assert content(tmp_path / "2") == here
+    bad = job(draft(tmp_path, "bad"), [[1], [13], [2]])
+    with pytest.raises(UserError, match=UNLUCKY):
+        run_jobs([bad], cluster(2), lambda receipt: None)
+
+
+@on_ray
+def test_a_bug_on_ray_names_stage_and_block_and_is_not_tried_again(tmp_path: Path) -> None:
+    bad = job(draft(tmp_path), [[1], [14]])
+    where = r"(?s)Traceback.*in __call__.*RuntimeError: a bug\nIn stage double, block 1, on "
+    with pytest.raises(RuntimeError, match=where):
+        run_jobs([bad], cluster(2), lambda receipt: None)
+    assert not list((tmp_path / "double" / "attempts").iterdir())
+
+
+@on_ray
+def test_no_more_actors_than_blocks_and_ray_data_as_it_was(tmp_path: Path) -> None:
+    from ray.data import ActorPoolStrategy, DataContext
+
+    before = DataContext.get_current().copy()
+    with mock.patch("ray.data.ActorPoolStrategy", side_effect=ActorPoolStrategy) as pools:
+        run_jobs([job(draft(tmp_path), ITEMS)], cluster(64), lambda receipt: None)
+        run_jobs([job(draft(tmp_path, "few"), [[1]] * 9)], cluster(3), lambda receipt: None)
+    sizes = [call.kwargs for call in pools.call_args_list]
+    assert sizes == [
+        {"min_size": 1, "max_size": 4, "initial_size": 4},
+        {"min_size": 1, "max_size": 3, "initial_size": 3},
+    ]
+    assert DataContext.get_current() == before
+    assert logging.getLogger("ray.data").level != logging.ERROR
+
+
+@on_ray
+def test_what_no_machine_can_hold_is_said_at_once(tmp_path: Path) -> None:
+    told = Cluster(bulk=BulkCluster(actors=2, gpus=True), train=TrainCluster(workers=0))
+    words = r"A worker asks for CPU 1, GPU 1; 1 machines have CPU \d+ .*, GPU 0 \(0 free\)\."
+    with pytest.raises(UserError, match=words):
+        run_jobs([job(draft(tmp_path), [[1]])], told, pytest.fail)
+
+
+@on_ray
+def test_a_pool_that_waits_says_so(tmp_path: Path) -> None:
+    """All CPUs are somebody else's: the pool waits, is heard, and works once there is room."""
+    import ray
+
+    said: list[str] = []
+    holder = ray.remote(num_cpus=int(ray.cluster_resources()["CPU"]))(Holder).remote()
+    ray.get(holder.hold.remote())
+
+    def hear(line: str) -> None:
+        said.append(line)
+        ray.kill(holder)
+
+    with mock.patch.object(bulk, "PATIENCE", 1.0):
+        run_jobs([job(draft(tmp_path), [[1]])], cluster(1), lambda receipt: None, hear)
+    assert said[0].startswith("  no worker has begun yet. A worker asks for CPU 1; 1 machines have")
+    assert "(0 free)" in said[0]
+    assert list(draft(tmp_path).receipts()) == [0]
+
+
+class Holder:
+    def hold(self) -> None:
+        """Its actor holds what it was given."""
+
+
+@on_ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("actors", [1, 2, 4])
+def test_a_run_has_the_same_bytes_with_any_actors_and_any_order(
+    actors: int, tiny_half: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Runs, verdicts and examples of `tiny`, its blocks made in a drawn order."""
+    draw = random.Random(actors)
+
+    def shuffled(job: Job) -> list[int]:
+        todo = IN_ORDER(job)
+        draw.shuffle(todo)
+        return todo
+
+    with mock.patch.object(Job, "todo", shuffled):
+        assert half_a_run(tmp_path / "run", actors) == tiny_half
+
+
+IN_ORDER = Job.todo
+
+
+@pytest.fixture(scope="module")
+def tiny_half(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Of one process, in order."""
+    return half_a_run(tmp_path_factory.mktemp("half") / "run", 0)
+
+
+def half_a_run(out: Path, actors: int) -> dict[str, bytes]:
+    """Everything up to dual_1's examples; the bytes of what must repeat."""
+    settings = (*SMALLER, f"cluster.bulk.actors={actors}", "cluster.bulk.gpus=false")
+    loop.run("tiny", out, overrides=settings, until="dual_1_examples", display=Display(quiet=True))
+    files = [*out.glob("stages/*/blocks/*"), *out.glob("stages/*/manifest.json")]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}

@@ -51,7 +51,7 @@ def ids_of(names: Sequence[str]) -> Ids:
         assert (np.diff(rows) > 0).all()
         return [names[row] for row in rows]
 
-    return Ids([id_hashes(names[:2]), id_hashes(names[2:])], read)
+    return Ids([id_hashes(names[:2]), id_hashes(names[2:])], len(names), read)
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -240,7 +240,7 @@ def test_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every hash equal, the real ids decide."""
     monkeypatch.setattr(ingest, "id_hashes", lambda ids: np.full(len(ids), 5, np.uint64))
     names = ["a", "b", "c", "b"]
-    ids = Ids([ingest.id_hashes(names)], lambda rows: [names[row] for row in rows])
+    ids = Ids([ingest.id_hashes(names)], 4, lambda rows: [names[row] for row in rows])
     assert ids.rows(["c", "x", "b", "a"]).tolist() == [2, -1, 1, 0]
     assert ids.duplicates() == [(1, 3)]
 

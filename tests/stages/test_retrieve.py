@@ -16,7 +16,7 @@ from rocketray.schema import RUN
 from rocketray.stages.encode import Encode
 from rocketray.stages.retrieve import Cell, MergeTopk, Retrieve, grid, run_table
 from tests.stages.conftest import Small
-from tests.versions import rows_of, version
+from tests.versions import rows_of, run, version
 
 
 def embed(small: Small, folder: Path) -> str:
@@ -111,3 +111,29 @@ def test_groups_are_whole_blocks(rows: list[int], group_rows: int, groups: int) 
     assert found == groups
     assert [c["first"] for c in cells] == [0, *(c["last"] for c in cells[:-1])]
     assert cells[-1]["last"] == len(rows)
+
+
+def test_rows_that_are_left_out_keep_their_places(small: Small, tmp_path: Path) -> None:
+    encode = Encode(model=str(small.dual), tokens=small.passage_tokens)
+    assert encode.rows(1).tolist() == [5, 6, 7, 8, 9]
+    whole, made = (encode(1, rows).parts["embeddings"] for rows in ((), (7,)))
+    assert np.isnan(made[2]).all()
+    kept = [0, 1, 3, 4]
+    np.testing.assert_allclose(np.asarray(made)[kept], np.asarray(whole)[kept], atol=1e-5)
+    assert np.isnan(encode(2, (10, 11)).parts["embeddings"]).all()
+
+    stage = retrieve(small, tmp_path, 4)
+    cell = Cell(queries=0, first=0, last=3)
+    assert stage.rows(cell).tolist() == [4, 0]
+    both, one = table_of(stage, cell), stage(cell, (4,)).parts["table"]
+    assert one.schema == RUN
+    assert one["query"].to_pylist() == [4, 0]
+    assert one["passages"].to_pylist() == [[], both["passages"][1].as_py()]
+    assert stage(cell, (0, 4)).parts["table"]["passages"].to_pylist() == [[], []]
+
+
+def test_a_query_left_out_in_one_group_is_left_out(tmp_path: Path) -> None:
+    first = run((0, [3, 1]), (1, [2, 0]))
+    second = run((0, [5]), (1, []))
+    merge = MergeTopk(cells=version(tmp_path / "cells", first, second), groups=2, k=2)
+    assert table_of(merge, 0)["passages"].to_pylist() == [[3, 5], []]

@@ -146,3 +146,19 @@ def test_files_with_foreign_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(odd, tmp_path / "odd.parquet")
     with pytest.raises(Exception, match="foreign type"):
         PairScores([str(tmp_path / "odd.parquet")])
+
+
+def test_a_query_that_is_left_out_has_empty_lists(small: Small, tmp_path: Path) -> None:
+    scored(small, tmp_path)
+    stage = Score(
+        cross=str(small.cross), run=str(tmp_path / "run"), query_tokens=small.query_tokens,
+        passage_tokens=small.passage_tokens, depth=2,
+    )  # fmt: skip
+    assert stage.rows(0).tolist() == [0, 2, 4]
+    made = stage(0, [0])
+    found = made.parts["table"]
+    assert found["query"].to_pylist() == [0, 2, 4]
+    for name in ("passages", "scores", "ce_scores"):
+        assert [len(row) for row in found[name].to_pylist()] == [0, 0, 2]
+    assert made.facts == {"pairs": 2, "known": 0}
+    assert stage(0, [0, 4]).facts == {"pairs": 0, "known": 0}

@@ -44,3 +44,17 @@ def test_hashes_are_what_b2sum_says() -> None:
     expected = bytes.fromhex("e4a6a0577479b2b45777a2bd3192d7e3")  # b2sum -l 64
     assert text_hashes(["", "caf\u00e9"]).astype("<u8").tobytes() == expected
     assert text_hashes([]).shape == (0,)
+
+
+def test_a_row_that_is_left_out_has_no_tokens_and_the_hash_of_nothing(small: Small) -> None:
+    stage = Tokenise(tokenizer=small.tokenizer, table=small.passages, limit=24)
+    assert stage.rows(1).tolist() == [5, 6, 7, 8, 9]
+    whole, made = stage(1), stage(1, [6, 0])
+    assert made.rows == 5
+    ids = [np.split(m.parts["ids"], m.parts["offsets"][1:-1]) for m in (whole, made)]
+    assert [len(row) for row in ids[1]] == [
+        len(row) if n != 1 else 0 for n, row in enumerate(ids[0])
+    ]
+    hashes = np.asarray(made.parts["hashes"])
+    assert hashes[1] == text_hashes(["\x1f"])[0]
+    assert np.delete(hashes, 1).tolist() == np.delete(np.asarray(whole.parts["hashes"]), 1).tolist()
