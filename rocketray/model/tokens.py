@@ -12,8 +12,8 @@ ModernBERT) writes a word that follows a space differently from one that begins 
 tokenizer (`Tokenizer.minds_spaces`, found by a probe) a store is made for its use, with the space
 in front that a prompt or a joined title puts there. What still differs from the joined string, for
 byte-level BPE alone: white space at the end of a title, when the text begins with white space too
-(two runs instead of one); and for every tokenizer: a prompt that does not end in white space, when
-it would grow together with the first word.
+or is empty (two runs instead of one); and for every tokenizer: a prompt that does not end in white
+space, when it would grow together with the first word.
 """
 
 # Shapes: R rows of a batch, T tokens of the longest row. All arrays are numpy until the very end.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,11 @@ def appearing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
         attempt.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    with appearing(target) as attempt:
+        shutil.copyfile(source, attempt)
 
 
 def write_embeddings(path: Path, embeddings: Version) -> None:
@@ -97,6 +104,9 @@ class Names:
         title, text = (self.passages[name][passage].as_py() for name in ("title", "text"))
         return f"{title} {text}" if title else str(text)
 
+    def says_something(self, passage: int) -> bool:
+        return bool(self.text(passage).strip())
+
 
 def write_trec(path: Path, run: Version, names: Names, by: str = "scores") -> None:
     """A run, or a scored one in order of its `ce_scores` (ties by row number)."""
@@ -148,14 +158,16 @@ def write_examples(
 
     `query`, `positive`, `negatives` (texts, best ranked first, at most `most`), `scores` (ce_scores
     of the positive, null where nobody scored it, and of the negatives), and their ids. Questions
-    without a positive or without a hard negative make none.
+    without a positive or without a hard negative make none, and empty passages are neither.
     """
     counts = dict.fromkeys(("examples", "full", "no_positive", "no_negative"), 0)
     with appearing(path) as attempt, attempt.open("w", encoding="utf-8", newline="\n") as file:
         for row in each(verdicts):
             ce_scores = dict(zip(row["passages"], row["ce_scores"], strict=True))
-            chosen = [*positives.get(row["query"], ()), *_of(row, Verdict.PSEUDO_POSITIVE)]
-            negatives = _of(row, Verdict.HARD_NEGATIVE)[:most]
+            labelled = [*positives.get(row["query"], ()), *_of(row, Verdict.PSEUDO_POSITIVE)]
+            chosen = list(filter(names.says_something, labelled))
+            hard = filter(names.says_something, _of(row, Verdict.HARD_NEGATIVE))
+            negatives = list(islice(hard, most))
             counts["no_positive"] += not chosen
             counts["no_negative"] += bool(chosen) and not negatives
             for positive in chosen if negatives else ():

@@ -30,6 +30,8 @@ from rocketray.verbs.named import Questions
 from rocketray.verbs.plain import Names
 from rocketray.workflow import Workflow
 
+NEW = ("name=verbs", "blocks.passages=1024", "blocks.queries=256")
+"""A new folder's recipe: blocks small enough that some thousand passages show how it goes on."""
 SAMPLES = 3
 """Removed passages that denoise shows."""
 
@@ -54,9 +56,8 @@ def opened(
     with claimed(out, take_over) as folder:
         path = folder.path / "recipe.yaml"
         mine = [override for override in overrides if not override.startswith("model.")]
-        recipe = recipes.load(str(path) if path.is_file() else None, mine)
         if not path.is_file():
-            artifacts.write_text(path, recipes.dump(recipe))
+            artifacts.write_text(path, recipes.dump(recipes.load(None, [*NEW, *mine])))
         recipe = recipes.load(str(path), [*mine, *options])
         flow = Workflow(recipe, folder, display)
         display.say(f"rocketray {verb}: into {folder.path}")
@@ -257,11 +258,11 @@ def index(
         dual = named.dual(flow, model, overrides)
         plan(flow, model=described(dual), encode=size(tables.passages, "passages"))
         made = _index(flow, tables, embedded(flow, tables, dual), dual.name)
-        folder = flow.folder.path / "index"
-        artifacts.copy_tree(made.path / "model", folder / dual.name)
-        path = folder / dual.name / "index.faiss"
+        path = flow.folder.path / "index" / f"{dual.name}.faiss"
+        plain.copy(made.path / "model" / "index.faiss", path)
+        plain.copy(made.path / "model" / "ids.txt", path.with_suffix(".ids.txt"))
         flow.display.say(f"index: {path}  faiss.read_index({str(path)!r})")
-        flow.display.say(f"ids: {path.with_name('ids.txt')}  line n is the index's row n")
+        flow.display.say(f"ids: {path.with_suffix('.ids.txt')}  line n is the index's row n")
     return made
 
 

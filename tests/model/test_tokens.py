@@ -350,7 +350,9 @@ def test_family_pairs(family: Family, rows: list[tuple[str, str, str]], limit: i
     """(question, title + " " + text), cut longest first."""
     questions, titles, texts = zip(*rows, strict=True)
     if family.is_byte_level:
-        assume(not any(t != t.rstrip() and x != x.lstrip() for t, x in zip(titles, texts)))  # noqa: B905
+        joints = zip(titles, texts, strict=True)
+        # See `test_what_differs_two_runs_of_white_space_at_a_joint`.
+        assume(not any(t != t.rstrip() and (not x or x[0].isspace()) for t, x in joints))
     passages = [f"{title} {text}" if family.has_title(title) else text for _, title, text in rows]
     store = family.store(texts, titles, joined=True)
     every = np.arange(len(rows))

@@ -205,9 +205,13 @@ def test_denoise_leaves_examples(place: Place) -> None:
     path = place.out / "examples" / f"{verdicts.name}.jsonl"
     lines = rows(path)
     assert lines
+    empty = passages["pid"].to_pylist().index("empty")  # No example holds it.
     hard = {
-        queries["qid"][query].as_py(): row.count(Verdict.HARD_NEGATIVE)
-        for query, row in verdicts_by_query(verdicts).items()
+        queries["qid"][row["query"]].as_py(): sum(
+            verdict == Verdict.HARD_NEGATIVE and passage != empty
+            for passage, verdict in zip(row["passages"], row["verdicts"], strict=True)
+        )
+        for row in verdicts.read().to_pylist()
     }
     known = {
         queries["qid"][query].as_py(): [passages["pid"][p].as_py() for p in found]
@@ -268,9 +272,9 @@ def test_unjudged_questions_are_for_augment(place: Place) -> None:
 
 def test_index_opens_in_faiss(place: Place) -> None:
     place.do(work.index, model=str(place.told))
-    folder = place.out / "index" / "told"
-    index = faiss.read_index(str(folder / "index.faiss"))
-    ids = (folder / "ids.txt").read_text().splitlines()
+    folder = place.out / "index"
+    index = faiss.read_index(str(folder / "told.faiss"))
+    ids = (folder / "told.ids.txt").read_text().splitlines()
     embeddings = RunFolder.open(place.out).version("told_embeddings")
     p_PD = np.concatenate([embeddings.array(b.number, "embeddings") for b in embeddings.blocks])
     assert index.ntotal == len(ids) == 40
