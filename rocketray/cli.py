@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +35,44 @@ Set = Annotated[
 ]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="The folder's writer is gone and cannot say so.")
+]
+Place = Annotated[Path, typer.Option("--out", help="The folder to work in: a run's, or a new one.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="BEIR or MS MARCO folder, or one file of passages. Only for a folder without tables."
+    ),
+]
+Dual = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Dual encoder: a name in OUT/models, a folder, or a model on the hub."
+    ),
+]
+CrossModel = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Cross-encoder: a name in OUT/models, a folder, or a model on the hub."
+    ),
+]
+RunName = Annotated[str, typer.Option("--run", help="A run in OUT by its name, or a TREC file.")]
+Questions = Annotated[
+    str | None,
+    typer.Option(help="train, dev, test, unlabelled, or a file: .jsonl, .tsv, .txt."),
+]
+Depth = Annotated[int, typer.Option("-k", min=1, help="Score the first k of each question.")]
+Pairs = Annotated[
+    Path | None, typer.Option(help="A store of scored pairs that several folders share.")
+]
+Below = Annotated[
+    float | None, typer.Option(help="ce_score under which a passage may be a negative [0.1].")
+]
+Above = Annotated[
+    float | None, typer.Option(help="ce_score over which a passage is called relevant [0.9].")
+]
+Negatives = Annotated[int, typer.Option(min=1, help="Hard negatives of an example, at most.")]
+Examples = Annotated[
+    Path | None, typer.Option("--to", help="The file of examples; else OUT/examples/NAME.jsonl.")
 ]
 
 
@@ -190,6 +230,280 @@ def train(
     loop.train(
         kind, examples, out, recipe=recipe, overrides=list(settings or []), take_over=take_over
     )
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray ingest --data my_corpus --out runs/first
+
+    rocketray ingest --data passages.jsonl --out runs/first --set blocks.passages=8192
+"""
+)
+def ingest(
+    data: Annotated[Path, typer.Option(help="BEIR or MS MARCO folder, or one file of passages.")],
+    out: Place,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """Validate a data set and make it tables, before anything is computed."""
+    from rocketray.verbs import work
+
+    work.ingest(out, data=data, overrides=list(settings or []), take_over=take_over)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray encode --data my_corpus --model BAAI/bge-small-en-v1.5 --out runs/enc
+
+    rocketray encode --model BAAI/bge-small-en-v1.5 --out runs/enc --to e.npy --ids ids.txt
+
+    rocketray encode --data passages.txt --model weights/mine --set model.dual.pooling=mean --out
+    runs/enc
+
+    rocketray encode --model dual_1 --out runs/first
+
+A sentence-transformers folder says its pooling, prompts, similarity and lengths; what a bare one
+does not say is set by `--set model.dual.FIELD=VALUE`.
+"""
+)
+def encode(
+    model: Dual,
+    out: Place,
+    data: Data = None,
+    to: Annotated[Path | None, typer.Option(help="Also as one .npy file.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="The ids in its order, one a line.")] = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """Embeddings of all passages by any dual encoder."""
+    from rocketray.verbs import work
+
+    work.encode(
+        out, model=model, data=data, to=to, ids=ids, overrides=list(settings or []),
+        take_over=take_over,
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray retrieve --model dual_1 --queries dev --out runs/first
+
+    rocketray retrieve --data my_corpus --model BAAI/bge-small-en-v1.5 --queries log.txt -k 20 --out
+    runs/enc
+"""
+)
+def retrieve(
+    model: Dual,
+    out: Place,
+    queries: Questions = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Passages for each question.")] = 100,
+    data: Data = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """The best passages of many questions, as a run and a TREC file; measured where judged."""
+    from rocketray.verbs import work
+
+    work.retrieve(
+        out, model=model, queries=queries, k=k, data=data, overrides=list(settings or []),
+        take_over=take_over,
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray score --run dual_1_test_top100 --model cross --out runs/first
+
+    rocketray score --run bm25.trec --model cross-encoder/ms-marco-MiniLM-L6-v2 -k 20 --out runs/enc
+    --pairs pairs
+"""
+)
+def score(
+    run: RunName,
+    model: CrossModel,
+    out: Place,
+    queries: Questions = None,
+    k: Depth = 50,
+    pairs: Pairs = None,
+    data: Data = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """A run's passages scored by a cross-encoder; no pair is ever scored twice."""
+    from rocketray.verbs import work
+
+    work.score(
+        out, run=run, model=model, queries=queries, k=k, pairs=pairs, data=data,
+        overrides=list(settings or []), take_over=take_over,
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray denoise --run dual_0_train --model cross --out runs/first
+
+    rocketray denoise --run bm25.trec --model cross-encoder/ms-marco-MiniLM-L6-v2 --data my_corpus
+    --negative-below 0.05 --to examples.jsonl --out runs/mined
+"""
+)
+def denoise(
+    run: RunName,
+    model: CrossModel,
+    out: Place,
+    k: Depth = 50,
+    negative_below: Below = None,
+    positive_above: Above = None,
+    negatives: Negatives = 5,
+    to: Examples = None,
+    pairs: Pairs = None,
+    data: Data = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """Hard negatives without the false ones: a verdict on every passage, and training examples."""
+    from rocketray.verbs import work
+
+    work.denoise(
+        out, run=run, model=model, k=k, negative_below=negative_below,
+        positive_above=positive_above, negatives=negatives, to=to, pairs=pairs, data=data,
+        overrides=list(settings or []), take_over=take_over,
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray augment --run dual_1_unlabelled_top50 --model cross --out runs/first
+
+    rocketray augment --run log.trec --queries log.txt --model cross --out runs/first
+"""
+)
+def augment(
+    run: RunName,
+    model: CrossModel,
+    out: Place,
+    queries: Questions = None,
+    k: Depth = 50,
+    negative_below: Below = None,
+    positive_above: Above = None,
+    negatives: Negatives = 5,
+    to: Examples = None,
+    pairs: Pairs = None,
+    data: Data = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """Pseudo labels for unlabelled questions: their verdicts, and training examples."""
+    from rocketray.verbs import work
+
+    work.augment(
+        out, run=run, model=model, queries=queries, k=k, negative_below=negative_below,
+        positive_above=positive_above, negatives=negatives, to=to, pairs=pairs, data=data,
+        overrides=list(settings or []), take_over=take_over,
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray index --data my_corpus --model BAAI/bge-small-en-v1.5 --out runs/enc
+
+    rocketray index --model dual_2 --out runs/first
+"""
+)
+def index(
+    model: Dual,
+    out: Place,
+    data: Data = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """A faiss index of all passages, and their ids, for other tools."""
+    from rocketray.verbs import work
+
+    work.index(out, model=model, data=data, overrides=list(settings or []), take_over=take_over)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray status runs/first
+
+    rocketray status runs/first --json
+"""
+)
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, also while it works.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
+) -> None:
+    """What a folder holds: stages, how far they are, who writes, how much disk it takes."""
+    from rocketray.progress import Display
+    from rocketray.verbs import upkeep
+
+    found = upkeep.status(folder)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+    else:
+        upkeep.show_status(found, Display())
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray clean runs/first --dry-run
+
+    rocketray clean runs/first --keep 1
+"""
+)
+def clean(
+    folder: Annotated[Path, typer.Argument(help="A run's folder that nobody writes.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, do not do it.")] = False,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Spare so many of each stage's newest old versions.")
+    ] = 0,
+    take_over: TakeOver = False,
+) -> None:
+    """Remove old versions of stages: those that neither are current nor went into one that is."""
+    from rocketray.progress import Display
+    from rocketray.verbs import upkeep
+
+    chosen = upkeep.clean(folder, keep=keep, dry_run=dry_run, take_over=take_over)
+    upkeep.show_cleaning(chosen, Display(), dry_run=dry_run)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray convert nghuyong/ernie-2.0-base-en --out weights/ernie-base
+
+    rocketray run small --data my_corpus --set model.dual.weights=weights/ernie-base --out runs/1
+"""
+)
+def convert(
+    model: Annotated[str, typer.Argument(help="A folder, or a model on the hub.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+) -> None:
+    """Weights published only as .bin -> safetensors, once. Nothing but tensors is read."""
+    from rocketray.model import published
+
+    tensors = published.convert(model, out)
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    typer.echo(f"{out}: model.safetensors, {len(tensors):,} tensors, {numbers:,} numbers")
 
 
 @app.command()

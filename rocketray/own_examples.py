@@ -189,7 +189,7 @@ def _tables(flow: Workflow, own: Own, qrels: pa.Table, held_out: pa.Table) -> Ta
 def _train_dual(flow: Workflow, told: FirstStep, tables: Tables, examples: Version) -> Version:
     model = flow.recipe.model.dual
     weights = pipeline.initial_dual(flow, model)
-    inputs = _inputs(flow, tables, weights, (model.query_length, model.passage_length), "")
+    inputs = _inputs(flow, tables, weights, "")
     inputs |= {"examples": examples, "qrels": tables.qrels["train"]}
     extra = pipeline.dual_settings(told)
     dev = pipeline.dual_dev(flow, tables)
@@ -201,17 +201,14 @@ def _train_cross(
 ) -> Version:
     model = flow.recipe.model.cross
     weights = pipeline.initial_cross(flow, model)
-    inputs = _inputs(flow, tables, weights, (model.length, model.length), "cross_")
+    inputs = _inputs(flow, tables, weights, "cross_")
     inputs |= {"examples": examples}
     extra = pipeline.cross_settings(told)
     return pipeline.train(flow, "cross", "cross", told, inputs, dev, extra)
 
 
-def _inputs(
-    flow: Workflow, tables: Tables, weights: Version, limits: tuple[int, int], prefix: str
-) -> dict[str, Version]:
-    folder = pipeline.tokenizer_of(weights)
-    (tokens,) = pipeline.token_stores(flow, tables, {prefix: (folder, limits)})
+def _inputs(flow: Workflow, tables: Tables, weights: Version, prefix: str) -> dict[str, Version]:
+    (tokens,) = pipeline.token_stores(flow, tables, {prefix: pipeline.readings(weights)})
     stores = {"query_tokens": tokens.queries, "passage_tokens": tokens.passages}
     return {"weights": weights, **stores}
 

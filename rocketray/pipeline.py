@@ -8,6 +8,7 @@ unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -103,16 +104,16 @@ def prepare(flow: Workflow, dataset: Dataset) -> Ready:
 # ---------------------------------------------------------------------- initial weights and tokens
 
 
-def initial_dual(flow: Workflow, told: Dual) -> Version:
+def initial_dual(flow: Workflow, told: Dual, name: str = "initial") -> Version:
     """The dual encoder before any training; every dual step starts from it again."""
     settings = told.model_dump(mode="json", exclude={"weights"})
 
     def make(folder: Path) -> dict[str, Any]:
-        source = _weights(flow, told.weights)
+        source = weights_of(flow, told.weights)
         DualEncoder.create(source, **told.model_dump(exclude={"weights"})).save(folder / "model")
         return {}
 
-    return flow.files("initial", _from_weights(flow, told.weights, settings), [], make)
+    return flow.files(name, from_weights(flow, told.weights, settings), [], make)
 
 
 def initial_cross(flow: Workflow, told: Cross) -> Version:
@@ -120,25 +121,26 @@ def initial_cross(flow: Workflow, told: Cross) -> Version:
     settings = {**told.model_dump(mode="json", exclude={"weights"}), "seed": flow.recipe.seed}
 
     def make(folder: Path) -> dict[str, Any]:
-        source = _weights(flow, told.weights)
+        source = weights_of(flow, told.weights)
         CrossEncoder.create(
             source, layers=told.layers, length=told.length, dropout=told.dropout,
             seed=flow.recipe.seed,
         ).save(folder / "model")  # fmt: skip
         return {}
 
-    return flow.files("initial_cross", _from_weights(flow, told.weights, settings), [], make)
+    return flow.files("initial_cross", from_weights(flow, told.weights, settings), [], make)
 
 
-def _weights(flow: Workflow, name: str) -> Path:
+def weights_of(flow: Workflow, name: str) -> Path:
     """A folder of weights. "tiny" is made here: a random model over the generated data's words."""
     if name == "tiny":
         return weights.tiny(flow.folder.path / "tiny", words(), seed=0)
     return weights.resolve(name)
 
 
-def _from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    folder = _weights(flow, name)
+def from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a model made from a folder of weights."""
+    folder = weights_of(flow, name)
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt"))
     hashes = {path.name: artifacts.file_sha256(path) for path in files}
     return {
@@ -148,42 +150,78 @@ def _from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dic
     }
 
 
-def tokenise(
-    flow: Workflow, tables: Tables, dual: Version, cross: Version
-) -> tuple[Tokens, Tokens]:
-    """Token stores for both models: one where they share a tokenizer."""
-    told = flow.recipe.model
-    folders = tokenizer_of(dual), tokenizer_of(cross)
-    limits = (told.dual.query_length, told.dual.passage_length), (told.cross.length,) * 2
-    if Tokenizer(folders[0]).fingerprint == Tokenizer(folders[1]).fingerprint:
-        longest = max(limits[0][0], limits[1][0]), max(limits[0][1], limits[1][1])
-        (both,) = token_stores(flow, tables, {"": (folders[0], longest)})
-        return both, both
-    wanted = dict(zip(("", "cross_"), zip(folders, limits, strict=True), strict=True))
-    dual_tokens, cross_tokens = token_stores(flow, tables, wanted)
-    return dual_tokens, cross_tokens
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads one side, queries or passages: what its token store must hold."""
 
+    tokenizer: Path
+    fingerprint: str
+    """Of the tokenizer's files."""
+    limit: int
+    """Tokens kept of a row."""
+    spaces: Mapping[str, bool]
+    """What `Tokenizer.store_block` is told beside; empty where the tokenizer does not care."""
 
-def token_stores(
-    flow: Workflow, tables: Tables, wanted: Mapping[str, tuple[Path, tuple[int, int]]]
-) -> list[Tokens]:
-    """Token ids of both tables, by prefix of the stage's name: a tokenizer's folder, and how many
-    tokens of a query and of a passage are kept."""
-    specs = [
-        Spec(
-            name=f"{prefix}{name}_tokens",
+    def spec(self, name: str, table: Version, unit: str) -> Spec:
+        return Spec(
+            name=name,
             stage=Tokenise,
             inputs={"table": table},
-            settings={"limit": limit},
-            given={"tokenizer": str(folder)},
-            also={"tokenizer_files": Tokenizer(folder).fingerprint},
+            settings={"limit": self.limit, **self.spaces},
+            given={"tokenizer": str(self.tokenizer)},
+            also={"tokenizer_files": self.fingerprint},
             over="table",
             unit=unit,
         )
-        for prefix, (folder, limits) in wanted.items()
-        for name, table, limit, unit in (
-            ("query", tables.queries, limits[0], "queries"),
-            ("passage", tables.passages, limits[1], "passages"),
+
+
+Readings = tuple[Reading, Reading]
+"""Of queries, of passages."""
+
+
+def readings(model: Version) -> Readings:
+    """How a dual encoder or a cross-encoder reads, as its folder says."""
+    told = artifacts.read_json(model.path / "model" / "rocketray.json")
+    folder = tokenizer_of(model)
+    tokenizer = Tokenizer(folder)
+
+    def reading(limit: int, prompt: str, *, joined: bool) -> Reading:
+        spaces = {"spaced": prompt.endswith(" "), "joined": joined}
+        told = spaces if tokenizer.minds_spaces else {}
+        return Reading(folder, tokenizer.fingerprint, limit, told)
+
+    if "length" in told:  # A cross-encoder: one limit for both, title and text as one string.
+        queries, passages = (reading(told["length"], "", joined=joined) for joined in (False, True))
+    else:
+        queries, passages = (
+            reading(told[f"{side}_length"], told[f"{side}_prompt"], joined=False)
+            for side in ("query", "passage")
+        )
+    return queries, passages
+
+
+def tokenise(
+    flow: Workflow, tables: Tables, dual: Version, cross: Version
+) -> tuple[Tokens, Tokens]:
+    """Token stores for both models: one where they read alike but for the length."""
+    of_dual, of_cross = readings(dual), readings(cross)
+    pairs = list(zip(of_dual, of_cross, strict=True))
+    if all((a.fingerprint, a.spaces) == (b.fingerprint, b.spaces) for a, b in pairs):
+        queries, passages = (replace(a, limit=max(a.limit, b.limit)) for a, b in pairs)
+        (both,) = token_stores(flow, tables, {"": (queries, passages)})
+        return both, both
+    dual_tokens, cross_tokens = token_stores(flow, tables, {"": of_dual, "cross_": of_cross})
+    return dual_tokens, cross_tokens
+
+
+def token_stores(flow: Workflow, tables: Tables, wanted: Mapping[str, Readings]) -> list[Tokens]:
+    """Token ids of both tables, by prefix of the stage's name."""
+    specs = [
+        reading.spec(f"{prefix}{name}_tokens", table, unit)
+        for prefix, sides in wanted.items()
+        for reading, name, table, unit in (
+            (sides[0], "query", tables.queries, "queries"),
+            (sides[1], "passage", tables.passages, "passages"),
         )
     ]
     made = flow.bulk(*specs)
@@ -201,10 +239,14 @@ def tokenizer_of(model: Version) -> Path:
 
 def retrieve(
     flow: Workflow, ready: Ready, models: Mapping[str, Version],
-    purposes: Mapping[str, Sequence[str]],
+    purposes: Mapping[str, Sequence[str]], depths: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, Version]]:  # fmt: skip
     """Encode the corpus by each model, and retrieve for some purposes' queries: runs by model and
-    purpose."""
+    purpose.
+
+    Args:
+        depths: passages per query by purpose; None takes what the recipe's later steps need.
+    """
     made = flow.bulk(
         *(
             Spec(
@@ -224,7 +266,7 @@ def retrieve(
         for purpose in purposes[name]
         if purpose in ready.tables.chosen
     ]
-    depths = _depths(flow.recipe)
+    depths = depths or _depths(flow.recipe)
     specs = [
         _retrieve_spec(
             flow, ready, f"{name}_{purpose}", models[name], embeddings[name], purpose,
@@ -317,7 +359,7 @@ def score(
     Args:
         beside: other work for the same pool of workers.
     """
-    store = flow.folder.path / "pairs" / cross.digest
+    store = Path(flow.recipe.cluster.pairs or flow.folder.path / "pairs").absolute() / cross.digest
     spec = Spec(
         name=name,
         stage=Score,
@@ -352,7 +394,17 @@ def _keep_pairs(scored: Version, store: Path) -> None:
     for block in scored.blocks:
         target = store / f"{scored.path.name}-{block.number:05d}.parquet"
         if not target.exists():
-            target.hardlink_to(block.files["pairs"])
+            _link(block.files["pairs"], target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy where the target lies on another file system."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        attempt = target.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(source, attempt)
+        attempt.replace(target)
 
 
 def denoise(
@@ -370,15 +422,20 @@ def denoise(
         )
     else:
         scored = score(flow, ready, "dual_0_train_scored", run, cross, told.depth)
-        spec = Spec(
-            name="denoise",
-            stage=Denoise,
-            inputs={"scored": scored, "positives": positives},
-            settings=_thresholds(flow.recipe),
-            over="scored",
-        )
+        spec = denoise_spec(flow, "denoise", scored, positives)
     (verdicts,) = flow.bulk(spec)
     return verdicts
+
+
+def denoise_spec(flow: Workflow, name: str, scored: Version, positives: Version) -> Spec:
+    """Verdicts on a scored run of labelled queries."""
+    return Spec(
+        name=name,
+        stage=Denoise,
+        inputs={"scored": scored, "positives": positives},
+        settings=_thresholds(flow.recipe),
+        over="scored",
+    )
 
 
 def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -> Version | None:
@@ -387,16 +444,19 @@ def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -
         flow.display.say("  augment                    no unlabelled questions: nothing to add")
         return None
     scored = score(flow, ready, "dual_1_unlabelled_scored", run, cross, flow.recipe.augment.depth)
-    (verdicts,) = flow.bulk(
-        Spec(
-            name="augment",
-            stage=Augment,
-            inputs={"scored": scored},
-            settings=_thresholds(flow.recipe),
-            over="scored",
-        )
-    )
+    (verdicts,) = flow.bulk(augment_spec(flow, "augment", scored))
     return verdicts
+
+
+def augment_spec(flow: Workflow, name: str, scored: Version) -> Spec:
+    """Pseudo labels from a scored run of unlabelled queries."""
+    return Spec(
+        name=name,
+        stage=Augment,
+        inputs={"scored": scored},
+        settings=_thresholds(flow.recipe),
+        over="scored",
+    )
 
 
 def _thresholds(recipe: Recipe) -> dict[str, float]:

@@ -344,6 +344,8 @@ class Cluster(Model):
     """A Ray cluster to join; null starts Ray on this machine (or joins the job's)."""
     train: TrainCluster = TrainCluster()
     bulk: BulkCluster = BulkCluster()
+    pairs: str | None = None
+    """Folder of scored pairs, for several runs to share; null keeps them in the run's folder."""
 
 
 class Recipe(Model):
@@ -380,13 +382,13 @@ def names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith("yaml"))
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe by name or path and apply `field=value` overrides.
+def load(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by name or path and apply `field=value` overrides; None: the defaults.
 
     Raises:
         UserError: no such recipe, broken YAML, an unknown field, a value out of range.
     """
-    text, where = _read(name)
+    text, where = _read(name) if name else (b"", "the settings")
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -175,7 +175,7 @@ def summarise(flow: Workflow) -> dict[str, Any]:
 
 def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
     """Label and value of everything worth a line; what did not happen has none."""
-    yield from _ingested(flow)
+    yield from ingested(flow.made["passages"])
     made = flow.made
     if "dual_0" in made:
         yield "negatives per question", f"{made['dual_0'].facts['negatives_per_query']:,} in dual_0"
@@ -200,12 +200,13 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
         yield "pairs scored", f"{pairs - known:,}, and {known:,} known from before"
 
 
-def _ingested(flow: Workflow) -> Iterator[tuple[str, str]]:
-    facts = flow.made["passages"].facts
+def ingested(passages: Version) -> Iterator[tuple[str, str]]:
+    """What ingest found odd about the passages, and kept."""
+    facts = passages.facts
     words = {"empty": "empty passages", "very_long": "passages over 100,000 characters"}
     for name, label in words.items():
         if facts.get(name):
-            yield label, f"{facts[name]:,} of {flow.made['passages'].rows:,} (kept)"
+            yield label, f"{facts[name]:,} of {passages.rows:,} (kept)"
 
 
 def _removed(facts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
@@ -265,10 +266,11 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
     flow.display.show(table)
     for label, value in summary["counts"]:
         flow.display.say(f"  {label:<32} {value}")
-    flow.display.show(_times(summary["timings"]))
+    flow.display.show(times(summary["timings"]))
 
 
-def _times(timings: list[dict[str, Any]]) -> Table:
+def times(timings: list[dict[str, Any]]) -> Table:
+    """Seconds and rates by stage; what took no time to speak of has no line."""
     table = Table(title="time per stage", title_justify="left")
     for name in ("stage", "rows", "time", "rows/s", "blocks per worker", "s/block"):
         table.add_column(name, justify="left" if name == "stage" else "right")

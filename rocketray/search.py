@@ -146,7 +146,8 @@ class Searcher:
 
     def _nearest(self, question: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows of the k nearest passages, best first."""
-        store = _stored(question, self.assembler, self.dual.query_length)
+        prompt = self.dual.query_prompt
+        store = _stored(question, self.assembler, self.dual.query_length, prompt)
         q_1D = encode_queries(self.dual, self.assembler, store, np.zeros(1, np.int64))
         k = min(k, self.index.ntotal)
         (scores,), (rows,) = self.index.search(q_1D, min(k + 1, self.index.ntotal))
@@ -186,8 +187,9 @@ def _inputs(version: Version) -> dict[str, Any]:
     return inputs
 
 
-def _stored(question: str, assembler: Assembler, limit: int) -> TokenStore:
-    return TokenStore.of(assembler.tokenizer.store_block(None, [question], limit))
+def _stored(question: str, assembler: Assembler, limit: int, prompt: str = "") -> TokenStore:
+    spaced = prompt.endswith(" ")
+    return TokenStore.of(assembler.tokenizer.store_block(None, [question], limit, spaced=spaced))
 
 
 def one_line(text: str) -> str:

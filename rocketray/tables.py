@@ -17,7 +17,7 @@ import pyarrow as pa
 from rocketray import artifacts, schema
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
-from rocketray.formats import Cut, Dataset, Source, cut, open_dataset
+from rocketray.formats import Cut, Dataset, Source, cut, open_dataset, text_source
 from rocketray.formats.generated import write_generated
 from rocketray.formats.packages import write_packages
 from rocketray.recipe import Recipe
@@ -80,7 +80,7 @@ def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
     scratch = flow.folder.path / "scratch"
     try:
         passages, queries, cuts = _ingest_rows(flow, dataset, scratch)
-        pids, qids = _ids(passages, "pid"), _ids(queries, "qid")
+        pids, qids = ids_of(passages, "pid"), ids_of(queries, "qid")
         ingest.raise_duplicates(pids, cuts["passages"], "passage")
         ingest.raise_duplicates(qids, cuts["queries"], "query")
         qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
@@ -101,29 +101,57 @@ def _ingest_rows(
     labelled = scratch / "labelled.npy"  # A path: what Ray carries to an actor must stay small.
     scratch.mkdir(parents=True, exist_ok=True)
     np.save(labelled, named)
-    specs = [
-        Spec(
-            name=name,
-            stage=ingest.Ingest,
-            settings={"table": name},
-            given={"labelled": str(labelled) if name == "queries" else None},
-            also={"rows": [c.rows for c in found], "files": _digest(keys)},
-            items=found,
-            keys=keys,
-            unit=name,
-        )
-        for name, found in cuts.items()
-        for keys in [[_cut_digest(c, named if name == "queries" else None) for c in found]]
-    ]
-    passages, queries = flow.bulk(*specs)
+    specs = [_ingest_spec("passages", "passages", cuts["passages"])]
+    if cuts["queries"]:
+        specs.append(_ingest_spec("queries", "queries", cuts["queries"], named, labelled))
+    made = flow.bulk(*specs)
+    _raise_problems(made)
+    if len(made) == 1:  # A corpus alone.
+        made.append(as_version(flow, "queries", schema.QUERIES.empty_table()))
+    passages, queries = made
+    return passages, queries, cuts
+
+
+def _ingest_spec(
+    name: str, table: str, found: Sequence[Cut], named: np.ndarray | None = None,
+    labelled: Path | None = None,
+) -> Spec:  # fmt: skip
+    """Rows of files -> one of the two tables. `labelled` is a file of `named`."""
+    keys = [_cut_digest(cut, named) for cut in found]
+    return Spec(
+        name=name,
+        stage=ingest.Ingest,
+        settings={"table": table},
+        given={"labelled": str(labelled) if labelled else None},
+        also={"rows": [c.rows for c in found], "files": _digest(keys)},
+        items=found,
+        keys=keys,
+        unit=table,
+    )
+
+
+def _raise_problems(made: Sequence[Version]) -> None:
     problems = [
         ingest.Problem(*problem)
-        for version in (passages, queries)
+        for version in made
         for block in version.blocks
         for problem in block.facts["problems_kept"]
     ]
-    ingest.raise_problems(problems, passages.facts["problems"] + queries.facts["problems"])
-    return passages, queries, cuts
+    ingest.raise_problems(problems, sum(version.facts["problems"] for version in made))
+
+
+def read_questions(flow: Workflow, name: str, path: Path) -> Version:
+    """A file of questions as a table of its own, `name`; the data set's stays as it is."""
+    scratch = flow.folder.path / "scratch"
+    source = text_source(path, "questions")
+    try:
+        cuts = _cuts([source], flow.recipe.blocks.queries, scratch)
+        made = flow.bulk(_ingest_spec(name, "queries", cuts))
+        _raise_problems(made)
+        ingest.raise_duplicates(ids_of(made[0], "qid"), cuts, "query")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return made[0]
 
 
 def _cuts(sources: Sequence[Source], rows: int, scratch: Path) -> list[Cut]:
@@ -149,15 +177,19 @@ def _digest(keys: Sequence[str]) -> str:
     return artifacts.fingerprint(list(keys))
 
 
-def _ids(version: Version, column: str) -> ingest.Ids:
+def ids_of(version: Version, column: str) -> ingest.Ids:
     """People's ids -> row numbers."""
-    hashes = (version.array(block.number, "hashes") for block in version.blocks)
 
     def read(rows: np.ndarray) -> list[str]:
         names: list[str] = version.take(rows, column)[column].to_pylist()
         return names
 
-    return ingest.Ids(hashes, version.rows, read)
+    def hashes(block: artifacts.Block) -> np.ndarray:
+        if "hashes" in block.files:
+            return version.array(block.number, "hashes")
+        return ingest.id_hashes(version.table(block.number)[column].to_pylist())
+
+    return ingest.Ids(map(hashes, version.blocks), version.rows, read)
 
 
 def _ingest_qrels(
@@ -169,13 +201,13 @@ def _ingest_qrels(
         for split in SPLITS
         if split in dataset.qrels
     }
-    train = read["train"]
-    if not schema.positives_of(train):
+    train = read.get("train")
+    if train is not None and not schema.positives_of(train):
         raise UserError(
             f"{dataset.qrels['train']} has no relevance above 0: nothing to learn from."
         )
     share = flow.recipe.data.hide_labels
-    if share:
+    if train is not None and share:
         names = queries.read(["qid"])["qid"].to_pylist()
         read["train"], read["hidden"] = ingest.hide_labels(train, names, share, flow.recipe.seed)
     return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}

@@ -103,6 +103,8 @@ class Workflow:
         jobs = [self._job(spec, draft) for spec, draft in missing]
         for (spec, draft), job in zip(missing, jobs, strict=True):
             self._verify(spec.inputs.values())
+            # For whoever asks meanwhile how far it is: receipts tell what is done, not what is to.
+            artifacts.write_json(draft.path / "wanted.json", {"blocks": len(job.items)})
             draft.adopt({n: job.keys[n] for n in job.todo()})
         self._run(jobs, [spec.unit for spec, _ in missing])
         made = {}

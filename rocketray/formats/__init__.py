@@ -43,6 +43,7 @@ __all__ = [
     "hash64",
     "open_dataset",
     "records",
+    "text_source",
 ]
 
 PARSE: dict[str, Callable[[str], Record]] = {
@@ -64,10 +65,13 @@ def open_dataset(
     unlabelled
         More questions without labels: `.jsonl`, `.tsv` or `.txt`, each also as `.gz`.
     train_required
-        False to evaluate only: a missing train split becomes a warning.
+        False where nothing is trained: the corpus alone is enough, which may also be one file like
+        those of questions, and missing labels are a warning.
 
     A UserError names the folder, what was looked for and what is there.
     """
+    if data.is_file() and not train_required:
+        return Dataset("file", [text_source(data, "passages")], [], {})
     if not data.is_dir():
         raise UserError(f"{data}: {'not a folder' if data.exists() else 'no such folder'}.")
     extra = [unlabelled_source(unlabelled)] if unlabelled else []
@@ -80,13 +84,17 @@ def open_dataset(
 
 
 def unlabelled_source(path: Path) -> Source:
-    """A file of questions; rows without an id get one from the file's name and the line."""
+    return text_source(path, "unlabelled questions")
+
+
+def text_source(path: Path, what: str) -> Source:
+    """A file of texts; rows without an id get one from the file's name and the line."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file of unlabelled questions.")
+        raise UserError(f"{path}: no such file of {what}.")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("jsonl", "tsv", "txt"):
         raise UserError(
-            f"{path}: unlabelled questions are .jsonl (`text`), .tsv (qid, text) or .txt "
+            f"{path}: {what} are .jsonl (`text`), .tsv (id, text) or .txt "
             "(one per line), each also as .gz."
         )
     return Source(path, kind, ids_optional=True)

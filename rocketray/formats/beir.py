@@ -23,6 +23,9 @@ def locate(data: Path, train_required: bool = True) -> Dataset | None:
         return None
     queries = first_of(data, [QUERIES])
     if queries is None:
+        if not train_required:
+            warning = f"{data}: no {QUERIES}, so there are no questions but those you name."
+            return Dataset("beir", [Source(corpus, "jsonl")], [], {}, [warning])
         raise UserError(f"{data}: {CORPUS} has no {QUERIES} beside it; found {present(data)}.")
     found = {split: first_of(data / "qrels", [f"{split}.tsv"]) for split in SPLITS}
     qrels = {split: path for split, path in found.items() if path}

@@ -51,7 +51,7 @@ class Source:
 class Dataset:
     """The files of a data set. Several sources of one kind are one table, in this order."""
 
-    layout: Literal["beir", "msmarco"]
+    layout: Literal["beir", "msmarco", "file"]
     corpus: list[Source]
     queries: list[Source]
     qrels: dict[str, Path]

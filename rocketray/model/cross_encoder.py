@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rocketray.errors import UserError
 from rocketray.model.first_token import first_token, supports
 from rocketray.model.tokens import Batch
 from rocketray.model.weights import (
@@ -30,6 +31,8 @@ from rocketray.model.weights import (
 )
 
 KIND = "cross_encoder"
+SIGMOID = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+"""What sentence-transformers reads to know that a logit becomes a probability."""
 
 
 class CrossEncoder(nn.Module):
@@ -69,10 +72,25 @@ class CrossEncoder(nn.Module):
             auto = AutoModelForSequenceClassification
             model = load(auto, folder, layers=layers, dropout=dropout, num_labels=1)
         check_length(model, length, folder)
-        # What sentence-transformers reads to know that a logit becomes a probability.
-        model.config.sentence_transformers = {
-            "activation_fn": "torch.nn.modules.activation.Sigmoid"
-        }
+        model.config.sentence_transformers = dict(SIGMOID)
+        return cls(model, length=length, tokenizer_folder=folder)
+
+    @classmethod
+    def trained(cls, weights: str | Path, *, length: int) -> CrossEncoder:
+        """A cross-encoder that others trained: its head is read, not drawn.
+
+        Raises:
+            UserError: no head, or one of several outputs; see `weights.load`.
+        """
+        folder = Path(weights)
+        model = load(AutoModelForSequenceClassification, folder, whole=True)
+        if model.config.num_labels != 1:
+            raise UserError(
+                f"{folder} has {model.config.num_labels} outputs; rocketray reads cross-encoders of"
+                " one, the logit of relevance."
+            )
+        check_length(model, length, folder)
+        model.config.sentence_transformers = dict(SIGMOID)
         return cls(model, length=length, tokenizer_folder=folder)
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -5,11 +5,15 @@ special tokens), `offsets` (where each row begins) and `titles` (how many of a r
 title). Special tokens, prompts and truncation come when a batch is laid out, so one store serves
 the dual encoder and the cross-encoder, with and without prompts.
 
-Title, text and prompt are tokenised apart and joined as ids. For WordPiece and for SentencePiece
-models that begin every word with a space mark (BERT, ERNIE, MiniLM, XLM-R) that equals tokenising
-the joined string. A byte-level BPE (ModernBERT) writes a word differently at the start of a text,
-so there the first word after a prompt or a joined title may become another id than in
-sentence-transformers.
+Title, text and prompt are tokenised apart and joined as ids, and the ids are those of the joined
+string. WordPiece (BERT, ERNIE, MiniLM) and SentencePiece behind a split at white space (XLM-R, T5)
+treat a word alike wherever it stands, so one store serves every use. A byte-level BPE (RoBERTa,
+ModernBERT) writes a word that follows a space differently from one that begins a text: for such a
+tokenizer (`Tokenizer.minds_spaces`, found by a probe) a store is made for its use, with the space
+in front that a prompt or a joined title puts there. What still differs from the joined string, for
+byte-level BPE alone: white space at the end of a title, when the text begins with white space too
+or is empty (two runs instead of one); and for every tokenizer: a prompt that does not end in white
+space, when it would grow together with the first word.
 """
 
 # Shapes: R rows of a batch, T tokens of the longest row. All arrays are numpy until the very end.
@@ -44,6 +48,9 @@ CHARACTERS_PER_TOKEN = 20
 tokenised, so that one runaway document cannot stall a block. Only a text of very long words could
 notice."""
 
+_PROBES = ("a", "The", "7", "é", "(")
+"""Words that a tokenizer may write differently after a space."""
+
 _TEXTS_AT_ONCE = 2048  # The tokenizer's own records are ten times the size of the ids.
 
 
@@ -66,6 +73,7 @@ class Tokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        self.minds_spaces: bool = self.ids(_PROBES, 8) != self.ids([f" {p}" for p in _PROBES], 8)
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -88,15 +96,27 @@ class Tokenizer:
         return ids
 
     def store_block(
-        self, titles: Sequence[str] | None, texts: Sequence[str], limit: int
+        self,
+        titles: Sequence[str] | None,
+        texts: Sequence[str],
+        limit: int,
+        *,
+        spaced: bool = False,
+        joined: bool = False,
     ) -> dict[str, np.ndarray]:
         """The three arrays of one block; `titles` is None for queries.
 
         Title and text keep up to `limit` ids each, and of two long ones the longer stays longer:
         that is what every truncation to at most `limit` tokens, paired or joined, can still need.
+
+        Args:
+            spaced: a prompt that ends in a space will stand before the row.
+            joined: a space will part title and text, instead of [SEP].
         """
-        text_ids = self._encode(texts, limit)
-        title_ids = self._encode(titles, limit) if titles is not None else [[]] * len(text_ids)
+        titles = [""] * len(texts) if titles is None else titles
+        if self.minds_spaces:
+            titles, texts = _with_spaces(titles, texts, spaced=spaced, joined=joined)
+        text_ids, title_ids = self._encode(texts, limit), self._encode(titles, limit)
         rows: list[list[int]] = []
         for title, text in zip(title_ids, text_ids, strict=True):
             rows.append(title[:limit])
@@ -126,6 +146,18 @@ class Tokenizer:
             ids_and_types[:, start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)
         ]
         return gaps, np.array([ids_and_types[1, first] for first, _ in first_last])
+
+
+def _with_spaces(
+    titles: Sequence[str], texts: Sequence[str], *, spaced: bool, joined: bool
+) -> tuple[list[str], list[str]]:
+    """Titles and texts as they stand in the joined string: with the space before them, if any."""
+    rows = list(zip(titles, texts, strict=True))
+    first, after_title = " " * spaced, " " * joined
+    return (
+        [first + title if title else "" for title, _ in rows],
+        [(after_title if title else first) + text for title, text in rows],
+    )
 
 
 @dataclass(frozen=True)
@@ -325,7 +357,8 @@ class Assembler:
 
     def texts(self, texts: Sequence[str], limit: int, prompt: str = "") -> Batch:
         """[CLS] prompt text [SEP] of texts that are in no store, such as a question just asked."""
-        store = TokenStore.of(self.tokenizer.store_block(None, texts, limit))
+        block = self.tokenizer.store_block(None, texts, limit, spaced=prompt.endswith(" "))
+        store = TokenStore.of(block)
         return self.queries(store, np.arange(store.rows), limit, prompt)
 
     def query_lengths(
@@ -404,8 +437,8 @@ class Assembler:
 
     def _prompt(self, prompt: str) -> np.ndarray:
         if prompt not in self._prompts:
-            # Stripped, as the words after it bring their own space; no prompt is this long.
-            (ids,) = self.tokenizer.ids([prompt.rstrip()], 1 << 16)
+            # Without its space, which the word after it brings; no prompt is this long.
+            (ids,) = self.tokenizer.ids([prompt.removesuffix(" ")], 1 << 16)
             self._prompts[prompt] = np.array(ids, np.int64)
         return self._prompts[prompt]
 

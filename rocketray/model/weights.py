@@ -77,6 +77,24 @@ def resolve(name: str | Path) -> Path:
     return _complete(name, _download(name))
 
 
+def published_as_bin(name: str | Path) -> Path:
+    """The folder, or a hub model's files, with pytorch_model.bin in it.
+
+    Raises:
+        UserError: there is none, or no .bin to convert.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"{str(name)!r}: there is no such folder.")
+        folder = _download(name, "pytorch_model*.bin")
+    if any(folder.glob("*.safetensors")):
+        raise UserError(f"{name} is in safetensors already: name it as it is.")
+    if not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"{folder} holds no pytorch_model.bin to convert.")
+    return folder
+
+
 def _complete(name: str | Path, folder: Path) -> Path:
     """The folder, if a model and a tokenizer can be read from it."""
     if not (folder / "config.json").is_file():
@@ -91,7 +109,8 @@ def _complete(name: str | Path, folder: Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"Weights {str(name)!r} are not in safetensors, and rocketray reads nothing else."
-            " If they are published as .bin, convert them once, weights only: docs/data.md."
+            f" If they are published as .bin, convert them once: rocketray convert {name} --out"
+            " FOLDER, then name that folder."
         )
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         raise UserError(
@@ -122,12 +141,14 @@ def _packaged() -> Path:
     return folder
 
 
-def _download(name: str) -> Path:
+def _download(name: str, weights: str = "*.safetensors") -> Path:
+    """A model's files from the hub, once; `weights` is the pattern of those that hold numbers."""
     try:
+        huggingface_hub.snapshot_download(name, allow_patterns=["?_Pooling/config.json"])
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
+                allow_patterns=[weights, "*.json", "*.txt", "*.model"],
                 ignore_patterns=["*/*"],  # Exports to other formats live in subfolders.
             )
         )

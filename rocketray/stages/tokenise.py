@@ -19,10 +19,14 @@ class Tokenise:
 
     code = 1
 
-    def __init__(self, *, tokenizer: str, table: str, limit: int) -> None:
+    def __init__(
+        self, *, tokenizer: str, table: str, limit: int, spaced: bool = False, joined: bool = False
+    ) -> None:
+        """`spaced`, `joined`: as in `Tokenizer.store_block`."""
         self.tokenizer = Tokenizer(tokenizer)
         self.table = Version.open(table)
         self.limit = limit
+        self.spaces = {"spaced": spaced, "joined": joined}
 
     def rows(self, item: int) -> np.ndarray:
         block = self.table.blocks[item]
@@ -34,7 +38,7 @@ class Tokenise:
         titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(texts)
         for at in np.flatnonzero(np.isin(self.rows(item), without)):
             titles[at] = texts[at] = ""
-        parts = dict(self.tokenizer.store_block(titles, texts, self.limit))
+        parts = dict(self.tokenizer.store_block(titles, texts, self.limit, **self.spaces))
         parts["hashes"] = text_hashes(f"{a}\x1f{b}" for a, b in zip(titles, texts, strict=True))
         return Made(parts, len(texts), {"tokens": int(parts["offsets"][-1])})
 

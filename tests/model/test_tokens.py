@@ -24,6 +24,7 @@ from rocketray.model.tokens import (
     longest_first,
 )
 from rocketray.model.weights import tiny
+from tests.model.families import BYTE_LEVEL, FAMILIES
 
 WORDS = ["how", "do", "i", "pad", "a", "tensor", "pads", "with", "zeros", "##s", "the", "query"]
 LIMIT = 40
@@ -66,11 +67,14 @@ def write_store(
     *,
     limit: int = LIMIT,
     block: int = 2,
+    **spaces: bool,
 ) -> TokenStore:
     """The texts as a finished version with blocks of `block` rows."""
     for number, start in enumerate(range(0, len(texts), block)):
         some = slice(start, start + block)
-        parts = tokenizer.store_block(titles[some] if titles else None, texts[some], limit)
+        parts = tokenizer.store_block(
+            titles[some] if titles else None, texts[some], limit, **spaces
+        )
         commit_block(folder, number, parts, rows=len(texts[some]), key="", facts={})
     Draft(folder, "tokens", {}).finish({})
     return TokenStore(folder)
@@ -258,6 +262,142 @@ def test_the_template_is_read_off_the_tokenizer(tmp_path, single, pair):
     expected = [encode_passage(reference, *row, 17) for row in rows]
     assert_same(batch, stack(reference, expected))
     assert batch["input_ids"][1, -1] == tokenizer.pad_id == 2
+
+
+# -------------------------------------------------------------------------- family by family
+
+odd = st.one_of(
+    st.sampled_from(["pad", "tensor", "Übergröße", "don't", "'s", "9,500", "2024", "x" * 30]),
+    st.sampled_from(["如何填充张量", "नमस्ते", "e\u0301", "café", "🤗🚀", "Ⅻ", "ﬁ", "\u200b"]),
+    st.sampled_from(["a_b(c)", "...", "[SEP]", "</s>", ":", "("]),
+)
+blank = st.sampled_from([" ", "  ", "\n", "\n\n", "\t", " \n "])
+spaced_text = st.lists(st.one_of(odd, blank, st.text(max_size=3)), max_size=30).map("".join)
+"""Words grown together, parted by any white space, blank, with white space around, or empty."""
+
+
+class Family:
+    """A family's tokenizer, rocketray's way and the family's own."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = FAMILIES[name](folder)
+        self.tokenizer = Tokenizer(self.folder)
+        self.assembler = Assembler(self.tokenizer)
+        self.reference = AutoTokenizer.from_pretrained(self.folder)
+        self.is_byte_level = name in BYTE_LEVEL
+
+    def store(
+        self, texts: Sequence[str], titles: Sequence[str] | None = None, **spaces: bool
+    ) -> TokenStore:
+        return TokenStore.of(self.tokenizer.store_block(titles, texts, 600, **spaces))
+
+    def has_title(self, title: str) -> bool:
+        """A title of white space alone is none, but to a byte-level tokenizer, which writes it."""
+        return bool(self.reference(title, add_special_tokens=False).input_ids)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+PROMPTS = ["", "query: ", "Represent this sentence: ", "Instruct: find it\nQuery: "]
+families = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+def test_only_a_byte_level_tokenizer_minds_spaces(family: Family) -> None:
+    assert family.tokenizer.minds_spaces is family.is_byte_level
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@families
+@given(texts=st.lists(spaced_text, min_size=1, max_size=4), limit=st.integers(5, LIMIT))
+def test_family_queries(family: Family, prompt: str, texts: list[str], limit: int) -> None:
+    store = family.store(texts, spaced=prompt.endswith(" "))
+    expected = [encode(family.reference, prompt + text, None, limit) for text in texts]
+    every = np.arange(len(texts))
+    assert_same(
+        family.assembler.queries(store, every, limit, prompt), stack(family.reference, expected)
+    )
+    assert_same(family.assembler.texts(texts, limit, prompt), stack(family.reference, expected))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@families
+@given(
+    rows=st.lists(st.tuples(spaced_text, spaced_text), min_size=1, max_size=4),
+    limit=st.integers(5, LIMIT),
+)
+def test_family_passages(
+    family: Family, prompt: str, rows: list[tuple[str, str]], limit: int
+) -> None:
+    """(title, text) as a pair, text alone where there is no title."""
+    titles, texts = zip(*rows, strict=True)
+    store = family.store(texts, titles, spaced=prompt.endswith(" "))
+    expected = [encode_passage(family.reference, *row, limit, prompt) for row in rows]
+    batch = family.assembler.passages(store, np.arange(len(rows)), limit, prompt)
+    assert_same(batch, stack(family.reference, expected))
+
+
+@families
+@given(
+    rows=st.lists(st.tuples(spaced_text, spaced_text, spaced_text), min_size=1, max_size=4),
+    limit=st.integers(6, LIMIT),
+)
+def test_family_pairs(family: Family, rows: list[tuple[str, str, str]], limit: int) -> None:
+    """(question, title + " " + text), cut longest first."""
+    questions, titles, texts = zip(*rows, strict=True)
+    if family.is_byte_level:
+        joints = zip(titles, texts, strict=True)
+        # See `test_what_differs_two_runs_of_white_space_at_a_joint`.
+        assume(not any(t != t.rstrip() and (not x or x[0].isspace()) for t, x in joints))
+    passages = [f"{title} {text}" if family.has_title(title) else text for _, title, text in rows]
+    store = family.store(texts, titles, joined=True)
+    every = np.arange(len(rows))
+    batch = family.assembler.pairs(family.store(questions), every, store, every, limit)
+    expected = [
+        encode(family.reference, question, passage, limit)
+        for question, passage in zip(questions, passages, strict=True)
+    ]
+    assert_same(batch, stack(family.reference, expected))
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_what_differs_two_runs_of_white_space_at_a_joint(name: str, tmp_path: Path) -> None:
+    """Byte-level BPE writes a run of white space as one piece, and two stores hold two runs."""
+    family = Family(name, tmp_path)
+    row = np.arange(1)
+    store = family.store(["  pad"], ["title "], joined=True)
+    ours = family.assembler.pairs(family.store(["how"]), row, store, row, LIMIT)["input_ids"][0]
+    theirs = encode(family.reference, "how", "title    pad", LIMIT)["input_ids"]
+    assert ours.tolist() != theirs
+    assert family.reference.decode(ours.tolist()) == family.reference.decode(theirs)
+
+
+def test_what_differs_a_prompt_without_a_space(tmp_path: Path) -> None:
+    """SentencePiece grows a prompt together with its first word; rocketray keeps them apart."""
+    family = Family("t5", tmp_path)
+    (ours,) = family.assembler.texts(["pad"], LIMIT, "query:")["input_ids"].tolist()
+    (spaced,) = family.assembler.texts(["pad"], LIMIT, "query: ")["input_ids"].tolist()
+    assert ours == spaced != encode(family.reference, "query:pad", None, LIMIT)["input_ids"]
+
+
+def test_the_rule_is_longest_first_not_only_second(tmp_path: Path) -> None:
+    """`only_second` would keep a long question whole; longest_first cuts what is longer."""
+    family = Family("minilm", tmp_path)
+    texts, row = ("pad " * 12, "tensor " * 6), np.arange(1)
+    question, passage = (family.store([text]) for text in texts)
+    (ours,) = family.assembler.pairs(question, row, passage, row, 17)["input_ids"].tolist()
+    longest, only = (
+        family.reference(*texts, truncation=rule, max_length=17).input_ids
+        for rule in ("longest_first", "only_second")
+    )
+    pad, tensor = family.reference.convert_tokens_to_ids(["pad", "tensor"])
+    assert ours == longest
+    assert (ours.count(pad), ours.count(tensor)) == (8, 6)
+    assert (only.count(pad), only.count(tensor)) == (12, 2)
 
 
 # ---------------------------------------------------------------------------------- the store

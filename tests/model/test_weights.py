@@ -47,7 +47,7 @@ def test_a_complete_folder_is_taken_as_it_is(model):
     ("removed", "message"),
     [
         ("config.json", "there is no config.json"),
-        ("model.safetensors", "not in safetensors.*docs/data.md"),
+        ("model.safetensors", "not in safetensors.*rocketray convert"),
         ("tokenizer.json", "have no tokenizer"),
     ],
 )

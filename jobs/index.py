@@ -1,0 +1,15 @@
+"""A faiss index of all passages: `rocketray index` as a script.
+
+python jobs/index.py --model M --out O
+ray job submit --working-dir . -- python jobs/index.py --model M --out O
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # For a machine without the package.
+
+from rocketray.cli import main
+
+if __name__ == "__main__":
+    main(["index", *sys.argv[1:]])

@@ -1,0 +1,385 @@
+"""The bulk verbs, each alone: claim a folder, name its inputs, make a version, say what came of it.
+
+Every verb takes `out`, the folder it works in, and leaves there stages with blocks, receipts and
+manifests like a whole run, so the same call again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.table import Table
+
+from rocketray import artifacts, measures, pipeline, results, schema
+from rocketray import recipe as recipes
+from rocketray.artifacts import Version
+from rocketray.errors import UserError
+from rocketray.evaluation import MEASURES
+from rocketray.loop import claimed
+from rocketray.progress import Display
+from rocketray.schema import Verdict
+from rocketray.tables import Tables, as_version
+from rocketray.verbs import named, plain
+from rocketray.verbs.named import Questions
+from rocketray.verbs.plain import Names
+from rocketray.workflow import Workflow
+
+NEW = ("name=verbs", "blocks.passages=1024", "blocks.queries=256")
+"""A new folder's recipe: blocks small enough that some thousand passages show how it goes on."""
+SAMPLES = 3
+"""Removed passages that denoise shows."""
+
+
+# ----------------------------------------------------------------------------------------- frame
+
+
+@contextmanager
+def opened(
+    verb: str, out: Path, data: Path | None, overrides: Sequence[str], options: Sequence[str],
+    take_over: bool, display: Display | None,
+) -> Iterator[tuple[Workflow, Tables]]:  # fmt: skip
+    """The folder, claimed, with its tables; afterwards the times of what was made.
+
+    Args:
+        overrides: what a person set; kept in a new folder's recipe.yaml, but for `model` fields,
+            which belong to the model that the command names.
+        options: what the verb's own options set, for this call alone.
+    """
+    named.check_data(out, data)
+    display = display or Display()
+    with claimed(out, take_over) as folder:
+        path = folder.path / "recipe.yaml"
+        mine = [override for override in overrides if not override.startswith("model.")]
+        if not path.is_file():
+            artifacts.write_text(path, recipes.dump(recipes.load(None, [*NEW, *mine])))
+        recipe = recipes.load(str(path), [*mine, *options])
+        flow = Workflow(recipe, folder, display)
+        display.say(f"rocketray {verb}: into {folder.path}")
+        tables = named.tables(flow, data)
+        yield flow, tables
+        new = [row for row in flow.timings() if row["stage"] not in flow.skipped]
+        if any(row["seconds"] >= 0.05 for row in new):
+            display.show(results.times(new))
+
+
+def plan(flow: Workflow, **lines: str) -> None:
+    """What is about to be done."""
+    actors = flow.recipe.cluster.bulk.actors
+    workers = "this process" if actors == 0 else str(actors or "one per CPU")
+    flow.display.say("plan")
+    for name, words in {**lines, "workers": workers}.items():
+        flow.display.say(f"  {name:<12} {words}")
+
+
+def size(version: Version, what: str) -> str:
+    blocks = len(version.blocks)
+    return f"{version.rows:,} {what} in {blocks:,} block{'s' * (blocks != 1)}"
+
+
+def described(model: Version) -> str:
+    """A model's settings, on a line."""
+    told = artifacts.read_json(model.path / "model" / "rocketray.json")
+    words = ", ".join(f"{name} {value!r}" for name, value in told.items() if name != "kind")
+    return f"{model.name}: {words}"
+
+
+# ----------------------------------------------------------------------------------------- verbs
+
+
+def ingest(
+    out: Path, *, data: Path, overrides: Sequence[str] = (), take_over: bool = False,
+    display: Display | None = None,
+) -> Tables:  # fmt: skip
+    """A data set's files as tables: validated, ids as row numbers. Returns them."""
+    with opened("ingest", out, data, overrides, (), take_over, display) as (flow, tables):
+        say = flow.display.say
+        say(f"  passages     {size(tables.passages, 'passages')}")
+        say(f"  queries      {size(tables.queries, 'queries')}")
+        for name, version in tables.qrels.items():
+            say(f"  {name:<12} {version.rows:,} judgements")
+        for name, version in tables.chosen.items():
+            say(f"  {name:<12} {version.rows:,} questions")
+        for label, value in results.ingested(tables.passages):
+            say(f"  {label:<32} {value}")
+    return tables
+
+
+def encode(
+    out: Path, *, model: str, data: Path | None = None, to: Path | None = None,
+    ids: Path | None = None, overrides: Sequence[str] = (), take_over: bool = False,
+    display: Display | None = None,
+) -> Version:  # fmt: skip
+    """The embeddings of all passages by one model.
+
+    Args:
+        to, ids: also as one `.npy`, and the pids in its order, one a line.
+    """
+    with opened("encode", out, data, overrides, (), take_over, display) as (flow, tables):
+        dual = named.dual(flow, model, overrides)
+        plan(flow, model=described(dual), encode=size(tables.passages, "passages"))
+        made = embedded(flow, tables, dual)
+        say = flow.display.say
+        if to:
+            plain.write_embeddings(to, made)
+            say(f"embeddings: {to}  np.load({str(to)!r}, mmap_mode='r')")
+        if ids:
+            plain.write_ids(ids, tables.passages)
+            say(f"ids: {ids}  line n is row n")
+        shape = made.array(0, "embeddings").shape[1]
+        say(f"embeddings: {made.path}/blocks/*.npy  {made.rows:,} x {shape}, in order of name")
+        if not to:
+            say("  as one file: the same command with --to embeddings.npy --ids ids.txt")
+    return made
+
+
+def embedded(flow: Workflow, tables: Tables, dual: Version) -> Version:
+    """Every passage's embedding."""
+    ready = named.ready(flow, tables, dual)
+    pipeline.retrieve(flow, ready, {dual.name: dual}, {dual.name: []})
+    return flow.made[f"{dual.name}_embeddings"]
+
+
+def retrieve(
+    out: Path, *, model: str, queries: str | None = None, k: int = 100, data: Path | None = None,
+    overrides: Sequence[str] = (), take_over: bool = False, display: Display | None = None,
+) -> Version:  # fmt: skip
+    """The k best passages of each question: a run, also as `runs/NAME.trec`."""
+    with opened("retrieve", out, data, overrides, (), take_over, display) as (flow, tables):
+        dual = named.dual(flow, model, overrides)
+        asked = named.questions(flow, tables, queries)
+        if asked.rows is None:
+            raise ValueError("questions without rows come from a foreign run, and are not asked.")
+        plan(
+            flow, model=described(dual), encode=size(tables.passages, "passages"),
+            retrieve=f"{k:,} for each of {size(asked.rows, asked.name + ' questions')}",
+        )  # fmt: skip
+        purpose = f"{asked.name}_top{k}"
+        these = Tables(tables.passages, asked.texts, {}, {purpose: asked.rows})
+        ready = named.ready(flow, these, dual)
+        runs = pipeline.retrieve(
+            flow, ready, {dual.name: dual}, {dual.name: [purpose]}, {purpose: k}
+        )
+        run = runs[dual.name][purpose]
+        path = flow.folder.path / "runs" / f"{run.name}.trec"
+        plain.write_trec(path, run, Names(asked.texts, tables.passages))
+        _measured(flow, tables, asked, {run.name: run.read()})
+        flow.display.say(f"run: {path}  --run {run.name} for the other verbs")
+    return run
+
+
+def score(
+    out: Path, *, run: str, model: str, queries: str | None = None, k: int = 50,
+    pairs: Path | None = None, data: Path | None = None, overrides: Sequence[str] = (),
+    take_over: bool = False, display: Display | None = None,
+) -> Version:  # fmt: skip
+    """A run's first k passages with a cross-encoder's probabilities: a scored run, also as
+    `runs/NAME.trec` in order of those, and `runs/NAME.parquet`.
+
+    Args:
+        pairs: a store of scored pairs outside this folder, for several to share.
+    """
+    options = _pairs(pairs)
+    with opened("score", out, data, overrides, options, take_over, display) as (flow, tables):
+        found, asked = named.run(flow, tables, run, queries)
+        scored = _scored(flow, tables, found, asked, model, k, overrides)
+        names = Names(asked.texts, tables.passages)
+        folder = flow.folder.path / "runs"
+        plain.write_trec(folder / f"{scored.name}.trec", scored, names, by="ce_scores")
+        plain.write_pairs(folder / f"{scored.name}.parquet", scored, names)
+        before = found.read()
+        ranked = {found.name: before, scored.name: results.reranked(before, scored.read())}
+        _measured(flow, tables, asked, ranked)
+        flow.display.say(f"scored run: {folder / scored.name}.trec and .parquet")
+    return scored
+
+
+def denoise(
+    out: Path, *, run: str, model: str, k: int = 50, negative_below: float | None = None,
+    positive_above: float | None = None, negatives: int = 5, to: Path | None = None,
+    pairs: Path | None = None, data: Path | None = None, overrides: Sequence[str] = (),
+    take_over: bool = False, display: Display | None = None,
+) -> Version:  # fmt: skip
+    """Verdicts on a run over labelled questions, and training examples from them.
+
+    Args:
+        negatives: hard negatives of an example, at most, best ranked first.
+        to: where the examples go; None: `examples/NAME.jsonl`.
+    """
+    options = [*_pairs(pairs), *_thresholds(negative_below, positive_above)]
+    with opened("denoise", out, data, overrides, options, take_over, display) as (flow, tables):
+        found, asked = named.run(flow, tables, run, None)
+        judged = named.judgements(flow, tables, asked)
+        if judged is None:
+            raise UserError(
+                f"--run {run}: nobody judged its questions, so no passage is a known positive. For"
+                " unlabelled questions there is rocketray augment."
+            )
+        scored = _scored(flow, tables, found, asked, model, k, overrides)
+        positives = as_version(flow, "judgements", judged)
+        spec = pipeline.denoise_spec(flow, f"{scored.name}_denoised", scored, positives)
+        (verdicts,) = flow.bulk(spec)
+        known = schema.positives_of(judged)
+        _examples(flow, tables, asked, verdicts, known, negatives, to)
+    return verdicts
+
+
+def augment(
+    out: Path, *, run: str, model: str, queries: str | None = None, k: int = 50,
+    negative_below: float | None = None, positive_above: float | None = None, negatives: int = 5,
+    to: Path | None = None, pairs: Path | None = None, data: Path | None = None,
+    overrides: Sequence[str] = (), take_over: bool = False, display: Display | None = None,
+) -> Version:  # fmt: skip
+    """Pseudo labels for a run over unlabelled questions, and training examples from them."""
+    options = [*_pairs(pairs), *_thresholds(negative_below, positive_above)]
+    with opened("augment", out, data, overrides, options, take_over, display) as (flow, tables):
+        found, asked = named.run(flow, tables, run, queries)
+        scored = _scored(flow, tables, found, asked, model, k, overrides)
+        (verdicts,) = flow.bulk(pipeline.augment_spec(flow, f"{scored.name}_augmented", scored))
+        hidden = tables.qrels.get("hidden") if asked.are_of(tables) else None
+        for label, value in results.pseudo_labels(verdicts, hidden):
+            flow.display.say(f"  {label:<32} {value}")
+        _examples(flow, tables, asked, verdicts, {}, negatives, to)
+    return verdicts
+
+
+def index(
+    out: Path, *, model: str, data: Path | None = None, overrides: Sequence[str] = (),
+    take_over: bool = False, display: Display | None = None,
+) -> Version:  # fmt: skip
+    """The passages' embeddings as a faiss index for other tools: `index/NAME.faiss` and
+    `index/NAME.ids.txt`."""
+    with opened("index", out, data, overrides, (), take_over, display) as (flow, tables):
+        dual = named.dual(flow, model, overrides)
+        plan(flow, model=described(dual), encode=size(tables.passages, "passages"))
+        made = _index(flow, tables, embedded(flow, tables, dual), dual.name)
+        path = flow.folder.path / "index" / f"{dual.name}.faiss"
+        plain.copy(made.path / "model" / "index.faiss", path)
+        plain.copy(made.path / "model" / "ids.txt", path.with_suffix(".ids.txt"))
+        flow.display.say(f"index: {path}  faiss.read_index({str(path)!r})")
+        flow.display.say(f"ids: {path.with_suffix('.ids.txt')}  line n is the index's row n")
+    return made
+
+
+# ------------------------------------------------------------------------------------ their parts
+
+
+def _index(flow: Workflow, tables: Tables, embeddings: Version, name: str) -> Version:
+    inputs = {"embeddings": embeddings.digest, "passages": tables.passages.digest}
+    identity = {"code": 1, "recipe": {"index": "Flat"}, "inputs": inputs}
+
+    def make(folder: Path) -> dict[str, Any]:
+        plain.write_index(folder / "model" / "index.faiss", plain.exact_index(embeddings))
+        plain.write_ids(folder / "model" / "ids.txt", tables.passages)
+        return {"rows": embeddings.rows}
+
+    return flow.files(f"{name}_index", identity, [embeddings, tables.passages], make)
+
+
+def _pairs(folder: Path | None) -> list[str]:
+    return [f"cluster.pairs={json.dumps(str(folder.absolute()))}"] if folder else []
+
+
+def _thresholds(negative_below: float | None, positive_above: float | None) -> list[str]:
+    told = {"negative_below": negative_below, "positive_above": positive_above}
+    return [f"denoise.{name}={value}" for name, value in told.items() if value is not None]
+
+
+def _scored(
+    flow: Workflow, tables: Tables, run: Version, asked: Questions, model: str, k: int,
+    overrides: Sequence[str],
+) -> Version:  # fmt: skip
+    """The run's first k passages, scored; known pairs are looked up."""
+    cross = named.cross(flow, model, overrides)
+    store = flow.recipe.cluster.pairs or flow.folder.path / "pairs"
+    plan(
+        flow, model=described(cross), run=f"{run.name}: {size(run, 'questions')}",
+        score=f"up to {run.rows * k:,} pairs, the first {k:,} of each question",
+        pairs=f"looked up and kept in {store}",
+    )  # fmt: skip
+    ready = named.ready(flow, Tables(tables.passages, asked.texts, {}, {}), cross)
+    scored = pipeline.score(flow, ready, f"{run.name}_by_{cross.name}", run, cross, k)
+    pairs, known = scored.facts["pairs"], scored.facts["known"]
+    flow.display.say(
+        f"  {pairs:,} pairs: {known:,} were known, {pairs - known:,} were scored"
+        + (" (in an earlier call)" if scored.name in flow.skipped else "")
+    )
+    return scored
+
+
+def _measured(
+    flow: Workflow, tables: Tables, asked: Questions, runs: Mapping[str, pa.Table]
+) -> None:
+    """The usual measures, where the questions have judgements."""
+    judged = named.judgements(flow, tables, asked)
+    if judged is None:
+        return
+    answered = next(iter(runs.values()))["query"].to_numpy()
+    judged = judged.filter(pa.array(np.isin(judged["query"].to_numpy(), answered)))
+    if not len(judged):
+        return
+    table = Table(title=f"{len(set(judged['query'].to_pylist())):,} judged questions")
+    table.title_justify = "left"
+    table.add_column("run")
+    for name in MEASURES:
+        table.add_column(name, justify="right")
+    for name, run in runs.items():
+        found = measures.evaluate(run, judged, MEASURES)
+        table.add_row(name, *(f"{value:.4f}" for value in found.values()))
+    flow.display.show(table)
+
+
+# -------------------------------------------------------------------------- verdicts and examples
+
+
+def _examples(
+    flow: Workflow, tables: Tables, asked: Questions, verdicts: Version,
+    positives: Mapping[int, Sequence[int]], negatives: int, to: Path | None,
+) -> None:  # fmt: skip
+    """The table of verdicts, what was removed, and the file of examples."""
+    names = Names(asked.texts, tables.passages)
+    flow.display.show(verdict_table(plain.judged(verdicts), verdicts.rows))
+    _show_removed(flow, verdicts, names)
+    path = to or flow.folder.path / "examples" / f"{verdicts.name}.jsonl"
+    counts = plain.write_examples(path, verdicts, names, positives, negatives)
+    say = flow.display.say
+    say(
+        f"examples: {counts['examples']:,}, {counts['full']:,} of them with all {negatives}"
+        f" negatives; none for {counts['no_positive']:,} questions without a positive and"
+        f" {counts['no_negative']:,} without a hard negative"
+    )
+    say(f"  {path}")
+    say(f"  rocketray train dual --examples {path} --out runs/mine")
+
+
+def verdict_table(judged: Mapping[str, np.ndarray], questions: int) -> Table:
+    """How many passages got which verdict, how sure the cross-encoder was, where they stood."""
+    total = sum(map(len, judged.values()))
+    table = Table(title=f"verdicts on {total:,} passages of {questions:,} questions")
+    table.title_justify = "left"
+    table.add_column("verdict")
+    for heading in ("passages", "share", "a question", "ce_score", "10 %", "90 %", "score", "rank"):
+        table.add_column(heading, justify="right")
+    for verdict, values in judged.items():
+        low, middle, high = np.percentile(values[:, 0], [10, 50, 90])
+        cells = [f"{len(values):,}", f"{100 * len(values) / total:.1f} %"]
+        cells += [f"{len(values) / max(1, questions):.1f}"]
+        cells += [f"{value:.3f}" for value in (middle, low, high, np.median(values[:, 1]))]
+        table.add_row(verdict, *cells, f"{np.median(values[:, 2]):.0f}")
+    return table
+
+
+def _show_removed(flow: Workflow, verdicts: Version, names: Names) -> None:
+    """A person should see what was called relevant though nobody had labelled it."""
+    found = plain.most_sure(verdicts, Verdict.LIKELY_FALSE_NEGATIVE, SAMPLES)
+    if found:
+        flow.display.say("removed as likely false negatives, the surest first")
+    for ce_score, query, passage in found:
+        text = " ".join(names.text(passage).split())
+        flow.display.say(f"  {ce_score:.3f}  {names.question(query)}")
+        flow.display.say(f"         {text[:100]}{'…' * (len(text) > 100)}")

@@ -1,0 +1,421 @@
+"""Each bulk verb alone: what it makes, what it leaves for others, what it makes again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from rocketray import cli, loop, measures
+from rocketray.artifacts import RunFolder, Version
+from rocketray.errors import UserError
+from rocketray.evaluation import evaluate
+from rocketray.formats.examples_file import open_examples
+from rocketray.model.dual_encoder import DualEncoder
+from rocketray.progress import Display
+from rocketray.schema import Verdict, positives_of
+from rocketray.verbs import work
+from tests.conftest import SMALLER
+from tests.verbs.conftest import SMALL, Place
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def made(printed: str) -> list[str]:
+    """Stages of the table of times, less those too quick for a line."""
+    return re.findall(r"^│ (\w+)", printed, re.MULTILINE)
+
+
+def stages(out: Path) -> dict[str, str]:
+    return RunFolder.open(out).current()
+
+
+# ---- ingest
+
+
+def test_ingest_says_what_there_is(place: Place) -> None:
+    out = place.folder / "new"
+    tables, printed = place.do(work.ingest, data=place.data, out=out)
+    assert (tables.passages.rows, tables.queries.rows) == (40, 33)
+    assert "40 passages in 3 blocks" in printed
+    assert re.search("empty passages +1 of 40", printed)
+    assert re.search("train +16 judgements", printed)
+
+
+def test_a_corpus_alone_is_enough(place: Place) -> None:
+    folder = place.folder / "corpus"
+    folder.mkdir()
+    (place.data / "corpus.jsonl").rename(folder / "corpus.jsonl")
+    tables, printed = place.do(work.ingest, data=folder, out=place.folder / "new")
+    assert (tables.passages.rows, tables.queries.rows, tables.qrels) == (40, 0, {})
+    assert "no queries.jsonl, so there are no questions" in printed
+
+
+# ---- encode
+
+
+def test_encode_is_what_sentence_transformers_makes(place: Place) -> None:
+    """A file of passages, without titles; pooling, prompts, lengths as the model's folder says."""
+    corpus, out = place.folder / "corpus.jsonl", place.folder / "new"
+    lines = rows(place.data / "corpus.jsonl")
+    texts = [line["text"] for line in lines if len(line["text"]) < 1000]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    to, ids = place.folder / "deep" / "e.npy", place.folder / "ids.txt"
+    version, printed = place.do(
+        work.encode, data=corpus, model=str(place.told), out=out, to=to, ids=ids
+    )
+    theirs = SentenceTransformer(str(place.told), device="cpu").encode_document(texts)
+    np.testing.assert_allclose(np.load(to), theirs, atol=1e-5)
+    assert ids.read_text().splitlines() == [f"corpus.jsonl:{n}" for n in range(1, len(texts) + 1)]
+    assert version.name == "told_embeddings"
+    assert "pooling 'mean', similarity 'cosine'" in printed
+    assert "passage_prompt 'passage: '" in printed
+
+
+def test_the_same_command_again_makes_nothing(place: Place) -> None:
+    before = stages(place.out)
+    _, printed = place.do(work.encode, model=str(place.told))
+    assert stages(place.out) == before
+    assert made(printed) == []
+    assert printed.count("finished before, skipped") == 2  # The model, its embeddings.
+
+
+def test_what_a_bare_folder_does_not_say_is_set(place: Place) -> None:
+    _, printed = place.do(
+        work.encode, "model.dual.pooling=mean", "model.dual.passage_length=16",
+        model=str(place.bare),
+    )  # fmt: skip
+    assert "bare_model_v1: towers 'one', pooling 'mean'" in printed
+    version = RunFolder.open(place.out).version("bare_model_v1")
+    model = DualEncoder.open(version.path / "model")
+    assert (model.towers, model.pooling, model.similarity) == ("one", "mean", "dot")
+    assert (model.query_length, model.passage_length) == (32, 16)
+
+
+def test_tokens_are_shared_where_they_are_the_same(place: Place) -> None:
+    """The published model's store is longer than the bare one needs, of the same tokenizer."""
+    place.do(
+        work.encode, "model.dual.passage_length=16", "model.dual.query_length=16",
+        model=str(place.bare),
+    )  # fmt: skip
+    assert "bare_model_v1_embeddings" in stages(place.out)
+    assert "bare_model_v1_passage_tokens" not in stages(place.out)
+
+
+# ---- retrieve
+
+
+def test_retrieve_leaves_a_run(worked: Place) -> None:
+    folder = RunFolder.open(worked.out)
+    run = folder.version("told_test_top10").read()
+    embeddings = folder.version("told_embeddings")
+    p_PD = np.concatenate([embeddings.array(b.number, "embeddings") for b in embeddings.blocks])
+    texts = [folder.version("queries").read()["text"][q].as_py() for q in run["query"].to_pylist()]
+    q_QD = SentenceTransformer(str(worked.told), device="cpu").encode_query(texts)
+    best = np.argsort(-(q_QD @ p_PD.T), axis=1, kind="stable")[:, :10]
+    assert run["passages"].to_pylist() == best.tolist()
+    trec = measures.read_run(worked.out / "runs" / "told_test_top10.trec")
+    pids = folder.version("passages").read()["pid"].to_pylist()
+    assert [hits.pids for hits in trec.values()] == [[pids[p] for p in row] for row in best]
+
+
+def test_retrieve_measures_where_somebody_judged(place: Place) -> None:
+    _, printed = place.do(work.retrieve, model=str(place.told), k=10)
+    truth = evaluate(
+        place.out / "runs" / "told_test_top10.trec", place.data / "qrels" / "test.tsv", ["mrr@10"]
+    )
+    assert "4 judged questions" in printed
+    assert f"{truth['mrr@10']:.4f}" in printed
+
+
+def test_questions_of_a_file(place: Place) -> None:
+    asked = place.folder / "my log.txt"
+    asked.write_text("first question\nsecond question\n")
+    run, printed = place.do(work.retrieve, model=str(place.told), queries=str(asked), k=3)
+    assert run.name == "told_my_log_top3"
+    hits = measures.read_run(place.out / "runs" / "told_my_log_top3.trec")
+    assert list(hits) == ["my log.txt:1", "my log.txt:2"]
+    assert "judged questions" not in printed
+    asked.unlink()  # Read before, it has a name.
+    again, printed = place.do(work.retrieve, model=str(place.told), queries="my_log", k=3)
+    assert again.path == run.path
+    assert made(printed) == []
+
+
+# ---- score
+
+
+def test_score_and_its_files(place: Place) -> None:
+    scored, printed = place.do(work.score, run="told_test_top10", model=str(place.cross), k=5)
+    assert scored.name == "told_test_top10_by_reranker"
+    assert "20 pairs: 0 were known, 20 were scored" in printed
+    assert printed.count("told_test_top10") >= 2  # Measured before and after.
+    hits = measures.read_run(place.out / "runs" / f"{scored.name}.trec")
+    frame = pd.read_parquet(place.out / "runs" / f"{scored.name}.parquet")
+    assert list(frame.columns) == ["qid", "pid", "score", "ce_score"]
+    assert len(frame) == 20
+    for qid, part in frame.groupby("qid"):
+        ordered = part.sort_values("ce_score", ascending=False)
+        assert hits[str(qid)].scores.tolist() == ordered["ce_score"].tolist()
+        assert set(hits[str(qid)].pids) == set(part["pid"])
+
+
+def test_a_pair_is_scored_once_for_all_folders(place: Place) -> None:
+    """A TREC file of another folder, the same cross-encoder, one store of pairs."""
+    store, other = place.folder / "pairs", place.folder / "other"
+    first, _ = place.do(work.score, run="told_test_top10", model=str(place.cross), k=5, pairs=store)
+    trec = place.out / "runs" / "told_test_top10.trec"
+    second, printed = place.do(
+        work.score, out=other, data=place.data, run=str(trec), model=str(place.cross), k=6,
+        pairs=store,
+    )  # fmt: skip
+    assert "24 pairs: 20 were known, 4 were scored" in printed
+    assert second.name == "told_test_top10_trec_by_reranker"
+    ours, theirs = first.read()["ce_scores"].to_pylist(), second.read()["ce_scores"].to_pylist()
+    assert ours == [row[:5] for row in theirs]
+
+
+# ---- denoise and augment
+
+
+def verdicts_by_query(version: Version) -> dict[int, list[str]]:
+    table = version.read()
+    return dict(zip(table["query"].to_pylist(), table["verdicts"].to_pylist(), strict=True))
+
+
+def test_denoise_leaves_examples(place: Place) -> None:
+    place.do(work.retrieve, model=str(place.told), queries="train", k=10)
+    verdicts, printed = place.do(
+        work.denoise, run="told_train_top10", model=str(place.cross), k=8, negatives=2,
+        negative_below=0.5, positive_above=0.52,
+    )  # fmt: skip
+    folder = RunFolder.open(place.out)
+    positives = positives_of(folder.version("qrels_train").read())
+    queries, passages = (folder.version(name).read() for name in ("queries", "passages"))
+    path = place.out / "examples" / f"{verdicts.name}.jsonl"
+    lines = rows(path)
+    assert lines
+    empty = passages["pid"].to_pylist().index("empty")  # No example holds it.
+    hard = {
+        queries["qid"][row["query"]].as_py(): sum(
+            verdict == Verdict.HARD_NEGATIVE and passage != empty
+            for passage, verdict in zip(row["passages"], row["verdicts"], strict=True)
+        )
+        for row in verdicts.read().to_pylist()
+    }
+    known = {
+        queries["qid"][query].as_py(): [passages["pid"][p].as_py() for p in found]
+        for query, found in positives.items()
+    }
+    for line in lines:
+        assert line["positive_id"] in known[line["qid"]]
+        assert not {*known[line["qid"]]} & {*line["negative_ids"]}
+        assert len(line["negatives"]) == min(2, hard[line["qid"]])
+        assert len(line["scores"]) == 1 + len(line["negatives"])
+        assert all(ce < 0.5 for ce in line["scores"][1:])
+    assert len(list(open_examples(path))) == len(lines)  # rocketray train reads it.
+    total = sum(len(row) for row in verdicts_by_query(verdicts).values())
+    assert f"verdicts on {total} passages of 16 questions" in printed
+    assert f"examples: {len(lines)}," in printed
+
+
+def test_a_new_threshold_scores_nothing(place: Place) -> None:
+    place.do(work.retrieve, model=str(place.told), queries="train", k=10)
+    place.do(work.denoise, run="told_train_top10", model=str(place.cross), k=8)
+    verdicts, printed = place.do(
+        work.denoise, run="told_train_top10", model=str(place.cross), k=8, negative_below=0.6
+    )
+    assert "were scored (in an earlier call)" in printed
+    assert "again, because recipe.negative_below 0.1 -> 0.6" in printed
+    kept = {v for row in verdicts_by_query(verdicts).values() for v in row}
+    assert kept <= {Verdict.LABELLED_POSITIVE, Verdict.HARD_NEGATIVE, Verdict.UNCERTAIN}
+
+
+def test_augment_labels_the_best(place: Place) -> None:
+    place.do(work.retrieve, model=str(place.told), queries="unlabelled", k=10)
+    verdicts, printed = place.do(
+        work.augment, run="told_unlabelled_top10", model=str(place.cross), k=8,
+        negative_below=0.5, positive_above=0.5001, to=place.folder / "x.jsonl",
+    )  # fmt: skip
+    table = verdicts.read()
+    labelled = 0
+    for row in table.to_pylist():
+        best = int(np.argmax(row["ce_scores"]))
+        assert (row["verdicts"][best] == Verdict.PSEUDO_POSITIVE) == (
+            row["ce_scores"][best] > 0.5001
+        )
+        labelled += Verdict.PSEUDO_POSITIVE in row["verdicts"]
+    assert f"{labelled} of 9 unlabelled questions" in printed
+    assert len(rows(place.folder / "x.jsonl")) <= labelled
+
+
+def test_unjudged_questions_are_for_augment(place: Place) -> None:
+    asked = place.folder / "log.txt"
+    asked.write_text("a question\n")
+    run, _ = place.do(work.retrieve, model=str(place.told), queries=str(asked), k=3)
+    with pytest.raises(UserError, match=r"nobody judged its questions.*rocketray augment"):
+        place.do(work.denoise, run=run.name, model=str(place.cross))
+
+
+# ---- index
+
+
+def test_index_opens_in_faiss(place: Place) -> None:
+    place.do(work.index, model=str(place.told))
+    folder = place.out / "index"
+    index = faiss.read_index(str(folder / "told.faiss"))
+    ids = (folder / "told.ids.txt").read_text().splitlines()
+    embeddings = RunFolder.open(place.out).version("told_embeddings")
+    p_PD = np.concatenate([embeddings.array(b.number, "embeddings") for b in embeddings.blocks])
+    assert index.ntotal == len(ids) == 40
+    _, (found,) = index.search(p_PD[7:8], 1)
+    assert ids[int(found[0])] == "p7"
+
+
+# ---- inside a whole run's folder
+
+
+@pytest.fixture
+def whole(tiny_run: Path, place: Place) -> Path:
+    return Path(shutil.copytree(tiny_run, place.folder / "whole"))
+
+
+def test_a_runs_own_models_tables_and_embeddings_are_used(place: Place, whole: Path) -> None:
+    before = stages(whole)
+    run, printed = place.do(work.retrieve, out=whole, model="dual_1", queries="dev", k=5)
+    assert {**before, run.name: run.path.name} == stages(whole)
+    assert re.search(r"dual_1_embeddings +finished before, skipped", printed)
+    place.do(work.score, out=whole, run="dual_1_dev_top5", model="cross", k=5)
+    same = {name: folder for name, folder in stages(whole).items() if name in before}
+    assert same == before
+
+
+def test_a_models_copy_in_the_folder_is_the_model(place: Place, whole: Path) -> None:
+    before = stages(whole)
+    place.do(work.encode, out=whole, model=str(whole / "models" / "dual_1"))
+    assert stages(whole) == before
+
+
+def test_a_model_of_another_run_never_takes_a_runs_names(place: Place, whole: Path) -> None:
+    version, _ = place.do(work.encode, model=str(whole / "models" / "dual_1"))
+    assert version.name == "dual_1_given_embeddings"
+    own = RunFolder.open(whole).version("dual_1")
+    assert RunFolder.open(place.out).version("dual_1_given").digest == own.digest
+
+
+def test_a_run_made_before_the_verbs_goes_on_unchanged(whole: Path, place: Place) -> None:
+    """denoise of the verb beside denoise of the loop, whose versions stay current."""
+    place.do(work.denoise, out=whole, run="dual_0_train", model="cross", k=5, negative_below=0.2)
+    flow = loop.run("tiny", whole, overrides=SMALLER, frozen=True, display=Display(quiet=True))
+    assert set(flow.made) == set(flow.skipped)
+
+
+# ---- what is refused
+
+
+def command(*arguments: str) -> int:
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, *settings])
+    return int(stop.value.code or 0)
+
+
+REFUSED = {
+    "no data": (["encode", "--model", "{told}", "--out", "{folder}/new"], "holds no passages yet"),
+    "no folder": (
+        ["encode", "--data", "nowhere", "--model", "{told}", "--out", "{folder}/new"],
+        "nowhere: no such folder",
+    ),
+    "a reranker": (["encode", "--model", "{cross}", "--out", "{out}"], "needs 'dual_encoder'"),
+    "a retriever": (
+        ["score", "--run", "told_test_top10", "--model", "told", "--out", "{out}"],
+        "needs 'cross_encoder'",
+    ),
+    "no head": (
+        ["score", "--run", "told_test_top10", "--model", "{bare}", "--out", "{out}"],
+        "are not in its safetensors, classifier.bias first",
+    ),
+    "saved settings": (
+        ["encode", "--model", "told", "--out", "{out}", "--set", "model.dual.pooling=cls"],
+        "--set model.dual.pooling=cls: told was saved with its settings",
+    ),
+    "no model": (["encode", "--model", "./nothing", "--out", "{out}"], "has: told."),
+    "no questions": (
+        ["retrieve", "--model", "told", "--queries", "nothing", "--out", "{out}"],
+        "--queries 'nothing': no such file, and no such questions here (there are: train, dev, "
+        "test, unlabelled)",
+    ),
+    "no run": (
+        ["score", "--run", "told", "--model", "{cross}", "--out", "{out}"],
+        "--run 'told': no such file, and no such run",
+    ),
+    "a field": (
+        ["encode", "--model", "{bare}", "--out", "{out}", "--set", "model.dual.poling=cls"],
+        "unknown field 'model.dual.poling': did you mean 'pooling'?",
+    ),
+    "thresholds": (
+        [
+            *["denoise", "--run", "told_test_top10", "--model", "{cross}", "--out", "{out}"],
+            *["--negative-below", "0.95"],
+        ],
+        "negative_below (0.95) must be under positive_above (0.9)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_refusals(
+    arguments: list[str], message: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*(word.format(**vars(place)) for word in arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert not (place.folder / "new").exists()
+
+
+def test_ids_that_no_table_has_name_file_line_value_and_count(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place.folder / "foreign.trec"
+    lines = ["test-0 Q0 p1 1 2.5 x", "test-0 Q0 p999 2 2.0 x", "who Q0 p1 1 1.0 x"]
+    run.write_text("\n".join(lines) + "\n")
+    code = command("score", "--run", str(run), "--model", str(place.cross), "--out", str(place.out))
+    assert code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{run}, line 2: passage 'p999' is in no table here; 2 lines name what" in error
+    assert "(1 queries, 1 passages)" in error
+
+
+def test_a_foreign_run_is_put_in_order(place: Place) -> None:
+    """By score, then by row number, whatever the file's order; as a version it is resumed."""
+    run = place.folder / "foreign.trec"
+    lines = ["test-1 Q0 p3 1 1 x", "test-0 Q0 p9 7 1.0 x", "test-0 Q0 p2 2 1.0 x"]
+    run.write_text("\n".join([*lines, "test-0 Q0 p5 3 2.0 x"]) + "\n")
+    place.do(work.score, run=str(run), model=str(place.cross))
+    folder = RunFolder.open(place.out)
+    table = folder.version("foreign_trec").read()
+    pids, qids = (folder.version(n).read()[c] for n, c in (("passages", "pid"), ("queries", "qid")))
+    found = {
+        qids[query].as_py(): [pids[p].as_py() for p in row]
+        for query, row in zip(
+            table["query"].to_pylist(), table["passages"].to_pylist(), strict=True
+        )
+    }
+    assert found == {"test-0": ["p5", "p2", "p9"], "test-1": ["p3"]}
+
+
+def test_a_run_over_older_tables_is_refused(place: Place) -> None:
+    with (place.data / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "new", "text": "a"}\n')
+    place.do(work.ingest, data=place.data)
+    with pytest.raises(UserError, match="made from other tables"):
+        place.do(work.score, run="told_test_top10", model=str(place.cross))
