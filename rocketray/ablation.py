@@ -27,7 +27,7 @@ from rich.table import Table
 
 from rocketray import artifacts, measures, pipeline, report, results, schema, tables
 from rocketray import recipe as recipes
-from rocketray.artifacts import RunFolder
+from rocketray.artifacts import RunFolder, Version
 from rocketray.comparison import Measured, compared
 from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
@@ -37,7 +37,7 @@ from rocketray.model import weights as initial_weights
 from rocketray.model.order import steps_of
 from rocketray.pipeline import Ready
 from rocketray.progress import Display, clock
-from rocketray.recipe import HardStep, Recipe
+from rocketray.recipe import DualStep, HardStep, Recipe
 from rocketray.report import ablation as page
 from rocketray.report import denoised
 from rocketray.schema import Verdict
@@ -291,7 +291,7 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
 def first_step(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_0 by other rules, from the same examples."""
     told = recipes.changed(flow.recipe, row.settings).steps.dual_0
-    _finish(flow, ready, row, told)
+    finish(flow, ready, row, flow.made["dual_0_examples"], told)
 
 
 def other_weights(flow: Workflow, ready: Ready, row: Row) -> None:
@@ -301,13 +301,8 @@ def other_weights(flow: Workflow, ready: Ready, row: Row) -> None:
     folder, limits = pipeline.tokenizer_of(dual), (told.query_length, told.passage_length)
     wanted = {f"{row.name}_": (folder, limits)}
     (tokens,) = pipeline.token_stores(flow, ready.tables, wanted)
-    _finish(flow, replace(ready, dual=dual, dual_tokens=tokens), row, flow.recipe.steps.dual_0)
-
-
-def _finish(flow: Workflow, ready: Ready, row: Row, told: recipes.FirstStep) -> None:
-    examples = flow.made["dual_0_examples"]
-    model = pipeline.train_dual(flow, ready, row.name, examples, told)
-    pipeline.retrieve(flow, ready, {row.name: model}, {row.name: ["test"]})
+    other = replace(ready, dual=dual, dual_tokens=tokens)
+    finish(flow, other, row, flow.made["dual_0_examples"], flow.recipe.steps.dual_0)
 
 
 def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
@@ -321,11 +316,10 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
             flow, ready, run, flow.made["cross"], positives, changed.denoise, f"{row.name}_verdicts"
         )
     examples = pipeline.hard_examples(
-        flow, ready, row.name, verdicts, positives, run, None, told
+        flow, ready, row.name, verdicts, positives, run, told=told
     )  # fmt: skip
     told = equally_long(told, examples.rows, flow.made["dual_1_examples"].rows)
-    model = pipeline.train_dual(flow, ready, row.name, examples, told)
-    pipeline.retrieve(flow, ready, {row.name: model}, {row.name: ["test"]})
+    finish(flow, ready, row, examples, told)
 
 
 def equally_long(told: HardStep, rows: int, others: int) -> HardStep:
@@ -349,11 +343,16 @@ def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
     examples = pipeline.hard_examples(
         flow, ready, row.name, flow.made["denoise"], _positives(flow, ready), run, pseudo, told
     )
+    finish(flow, ready, row, examples, told)
+
+
+def finish(flow: Workflow, ready: Ready, row: Row, examples: Version, told: DualStep) -> None:
+    """Train a row's model and search the test questions with it."""
     model = pipeline.train_dual(flow, ready, row.name, examples, told)
     pipeline.retrieve(flow, ready, {row.name: model}, {row.name: ["test"]})
 
 
-def _positives(flow: Workflow, ready: Ready) -> artifacts.Version:
+def _positives(flow: Workflow, ready: Ready) -> Version:
     return flow.made.get("answer_positives") or ready.tables.qrels["train"]
 
 
@@ -444,7 +443,7 @@ def conclude(
         },
         "pool": mean_of([seed["pool"] for seed in found if seed["pool"]]),
     }
-    shown["warnings"] = warnings(shown)
+    shown["notes"] = notes(shown)
     times = {
         name: {str(seed["seed"]): seed["seconds"][name] for seed in found}
         for name in found[0]["seconds"]
@@ -454,7 +453,7 @@ def conclude(
     page.write(out, shown, times)
     for table in screen(shown, times):
         display.show(table)
-    for line in (*page.sentences(shown), *shown["warnings"]):
+    for line in (*page.sentences(shown), *shown["notes"]):
         display.say(f"  {line}")
     display.say(f"report: {out / 'ablation.html'}")
     return shown
@@ -504,8 +503,8 @@ def screen(shown: Mapping[str, Any], times: page.Times) -> Iterator[Table]:
         yield table
 
 
-def warnings(shown: Mapping[str, Any]) -> list[str]:
-    """What makes the table mean less than it seems to."""
+def notes(shown: Mapping[str, Any]) -> list[str]:
+    """What a reader of the tables must know, above all what makes them mean less than they seem."""
     by_name = {row["row"]: row for row in shown["rows"]}
     found = []
     cross = shown["cross"]
@@ -522,4 +521,9 @@ def warnings(shown: Mapping[str, Any]) -> list[str]:
         )
     if "dual_2" not in by_name:
         found.append("Note: there are no unlabelled questions, so no row for data augmentation.")
+    if pool := shown["pool"]:
+        found.append(
+            f"Pool of BM25 and dual_0: {pool['dual_0']:,.0f} candidates were found by dual_0 alone,"
+            f" {pool['bm25']:,.0f} by BM25 alone, {pool['both']:,.0f} by both."
+        )
     return found

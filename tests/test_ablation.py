@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from rocketray import ablation, cli, comparison, workflow
-from rocketray.ablation import Asked, ablate, equally_long, planned
+from rocketray.ablation import FIGURES, Asked, ablate, equally_long, planned
 from rocketray.artifacts import RunFolder
 from rocketray.engine import training
 from rocketray.errors import UserError
@@ -24,7 +24,7 @@ from rocketray.recipe import HardStep, load
 from rocketray.report import MODELS
 from tests.test_pipeline import RECIPE, write_data
 
-ASKED = Asked(in_batch=4, also=("both",))
+ASKED = Asked(in_batch=4)
 MIDDLE, HIGHER = 0.27, 0.35
 TABLE = ["bm25", "initial", "in_batch_4", "dual_0", "undenoised", "dual_1", "dual_2", "reranked"]
 
@@ -87,7 +87,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str,
 def test_rows_are_in_the_order_of_the_papers_table(finished: tuple[Place, dict[str, Any]]) -> None:
     _, shown = finished
     assert [row["row"] for row in shown["rows"]] == TABLE
-    assert [row["row"] for row in shown["also"]] == ["also_both"]
 
 
 def test_negatives_are_counted_from_group_and_batch(
@@ -103,7 +102,7 @@ def test_what_rows_share_is_made_once_and_what_no_seed_changes_once_for_all(
 ) -> None:
     place, _ = finished
     assert set(place.bulk.values()) == set(place.trained.values()) == {1}
-    models = (*STEPS, "in_batch_4", "undenoised", "also_both")
+    models = (*STEPS, "in_batch_4", "undenoised")
     assert set(place.trained) == {(seed, name) for seed in ("seed-3", "seed-4") for name in models}
     for name in ("passages", "queries", "passage_tokens", "initial_embeddings", "bm25_test"):
         assert [seed for seed, stage in place.bulk if stage == name] == ["seed-3"]
@@ -112,9 +111,9 @@ def test_what_rows_share_is_made_once_and_what_no_seed_changes_once_for_all(
 
 
 def test_compared_rows_train_equally_long(finished: tuple[Place, dict[str, Any]]) -> None:
-    steps = {row["row"]: row["steps"] for kind in ("rows", "also") for row in finished[1][kind]}
+    steps = {row["row"]: row["steps"] for row in finished[1]["rows"]}
     assert steps["in_batch_4"] == steps["dual_0"] == 2
-    assert steps["undenoised"] == steps["dual_1"] == steps["also_both"]
+    assert steps["undenoised"] == steps["dual_1"]
 
 
 def test_every_seed_is_an_ordinary_run_over_the_same_data(
@@ -156,7 +155,7 @@ def test_what_people_open_says_what_the_json_does(finished: tuple[Place, dict[st
     page = (place.out / "ablation.md").read_text()
     for text in (html, page):
         assert "<script" not in text
-        for row in (*shown["rows"], *shown["also"]):
+        for row in shown["rows"]:
             assert f"{row['mean']:.4f}" in text
     assert not re.findall(r'(?:src|href)="(?!#)', html)
     assert shown["order"].startswith("The paper's order ")
@@ -166,13 +165,14 @@ def test_what_people_open_says_what_the_json_does(finished: tuple[Place, dict[st
     assert times["undenoised"]["3"] > 0
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_as_if_undisturbed(
     finished: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before a shared model of the first seed, and before a row of each."""
     undisturbed, _ = finished
     place = Place(tmp_path).watched(monkeypatch)
-    for seed, name in (("seed-3", "cross"), ("seed-3", "undenoised"), ("seed-4", "also_both")):
+    for seed, name in (("seed-3", "cross"), ("seed-3", "undenoised"), ("seed-4", "in_batch_4")):
         place.stop_before = seed, name
         with pytest.raises(KeyboardInterrupt):
             place.run()
@@ -192,13 +192,15 @@ def test_figures_and_other_weights_add_to_what_is_there(
     place.watched(monkeypatch)
     place.bulk.clear()
     place.trained.clear()
-    asked = Asked(in_batch=4, figures=("negatives", "augmented"), weights=("tiny",))
+    asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both",))
     after = place.run(seeds=1, asked=asked)
-    made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50")
+    made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50", "also_both")
     assert set(place.trained) == {("seed-3", name) for name in made}
     assert [row["by_seed"][0] for row in after["rows"]] == [
         row["by_seed"][0] for row in before["rows"]
     ]
+    assert after["also"][0]["steps"] == after["rows"][TABLE.index("dual_1")]["steps"]
+    assert sum(after["pool"].values()) == 16 * 5
     # The recipe's own weights, called by their name: the same model once more.
     assert after["weights"][0]["mean"] == after["rows"][TABLE.index("dual_0")]["mean"]
     assert [(point["row"], point["x"]) for point in after["negatives"]] == [
@@ -273,15 +275,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_weak_cross_encoder_is_said_aloud() -> None:
     rows = [{"row": "dual_2", "mean": 0.5}, {"row": "reranked", "mean": 0.5}]
-    found = ablation.warnings({"rows": rows, "cross": {"dual_0": 0.4, "cross": 0.3}})
+    found = ablation.notes({"rows": rows, "cross": {"dual_0": 0.4, "cross": 0.3}, "pool": None})
     assert [text.split(":")[0] for text in found] == ["Warning", "Warning"]
     assert "MRR@10 0.3000 against 0.4000" in found[0]
     strong = [{"row": "dual_2", "mean": 0.5}, {"row": "reranked", "mean": 0.6}]
-    assert ablation.warnings({"rows": strong, "cross": {"dual_0": 0.3, "cross": 0.4}}) == []
+    assert (
+        ablation.notes({"rows": strong, "cross": {"dual_0": 0.3, "cross": 0.4}, "pool": None}) == []
+    )
 
 
 def test_without_unlabelled_questions_the_row_is_left_out_and_said() -> None:
-    assert "no row for data augmentation" in ablation.warnings({"rows": [], "cross": None})[0]
+    assert (
+        "no row for data augmentation"
+        in ablation.notes({"rows": [], "cross": None, "pool": None})[0]
+    )
 
 
 def test_lists_of_other_lengths_have_a_mean() -> None:

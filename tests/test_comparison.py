@@ -117,7 +117,7 @@ def test_other_rules_are_compared_with_dual_1_and_other_weights_with_dual_0() ->
 
 
 def test_points_of_a_figure() -> None:
-    rows = AS_THE_PAPER | {
+    rows = {
         "in_batch_4": row("in_batch_4", 0.25, 0.75, negatives_per_query=3),
         "dual_0": row("dual_0", 0.5, 0.5, negatives_per_query=63),
     }

@@ -96,7 +96,7 @@ def markdown(shown: Shown, times: Times) -> str:
         *_markdown_table(shown["rows"], times),
         "",
         *(f"- {sentence}" for sentence in sentences(shown)),
-        *(f"- {warning}" for warning in shown["warnings"]),
+        *(f"- {note}" for note in shown["notes"]),
     ]
     for kind, (title, words) in TABLES.items():
         if kind in shown:

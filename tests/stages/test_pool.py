@@ -32,13 +32,13 @@ def test_who_found_it() -> None:
 def test_a_pool_is_a_run_that_says_who_found_what(tmp_path: Path) -> None:
     dense = version(tmp_path / "dense", run((0, [1, 2, 3]), (7, [8])))
     lexical = version(tmp_path / "lexical", run((0, [2, 9]), (7, [])))
-    made = Pool(dense=dense, lexical=lexical, depth=3)(0)
+    made = Pool(dense=dense, lexical=lexical, depth=4)(0)
     table = made.parts["table"]
     assert table.schema == POOL
-    assert table["passages"].to_pylist() == [[1, 2, 9], [8]]
-    assert table["scores"].to_pylist() == [[3.0, 2.0, 1.0], [1.0]]
-    assert table["found_by"].to_pylist() == [["dual_0", "both", "bm25"], ["dual_0"]]
-    assert (made.rows, made.facts) == (2, {"dual_0": 2, "bm25": 1, "both": 1})
+    assert table["passages"].to_pylist() == [[1, 2, 3, 9], [8]]
+    assert table["scores"].to_pylist() == [[4.0, 3.0, 2.0, 1.0], [1.0]]
+    assert table["found_by"].to_pylist() == [["dual_0", "both", "dual_0", "bm25"], ["dual_0"]]
+    assert (made.rows, made.facts) == (2, {"dual_0": 3, "bm25": 1, "both": 1})
 
 
 def test_runs_over_other_queries_are_refused(tmp_path: Path) -> None:
