@@ -517,6 +517,60 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
         typer.echo(recipe_module.dump(recipe_module.load(name)), nl=False)
 
 
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray ablate ablate --data squad --hide-labels 0.5 --out runs/ablation
+
+    rocketray ablate small --data my_corpus --unlabelled log.txt --out runs/ablation --seeds 1
+
+    rocketray ablate small --data my_corpus --out runs/rules --also percpos --also simans
+
+The same command again goes on where it stopped; more rows or seeds add to what is there.
+"""
+)
+def ablate(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option("--out", help="A folder: new, empty, or to resume.")],
+    data: Annotated[
+        Path | None, typer.Option(help="BEIR folder (corpus.jsonl, ...) or MS MARCO TSV files.")
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="More unlabelled questions: .jsonl, .tsv or .txt.")
+    ] = None,
+    hide_labels: Annotated[
+        float | None,
+        typer.Option(help="Share of training questions to treat as unlabelled, truth kept aside."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from the recipe's on.")] = 3,
+    in_batch: Annotated[int, typer.Option(help="Questions in a group of the in-batch row.")] = 16,
+    figure: Annotated[
+        list[str] | None, typer.Option(help="`negatives` or `augmented`; repeatable.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Other initial weights for dual_0; repeatable.")
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="dual_1 with one other rule, such as `percpos`, `kl`; repeatable."),
+    ] = None,
+    settings: Set = None,
+    take_over: TakeOver = False,
+) -> None:
+    """The paper's Table 3 on your data: each of its ideas switched off, over several seeds."""
+    from rocketray import ablation
+
+    overrides = list(settings or [])
+    if hide_labels is not None:
+        overrides.append(f"data.hide_labels={hide_labels}")
+    asked = ablation.Asked(in_batch, tuple(figure or ()), tuple(weights or ()), tuple(also or ()))
+    ablation.ablate(
+        recipe, out, data=data, unlabelled=unlabelled, overrides=overrides, seeds=seeds,
+        asked=asked, take_over=take_over,
+    )  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 a bug or a lost machine, 2 the user can mend it,
     130 interrupted."""

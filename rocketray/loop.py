@@ -42,6 +42,7 @@ def run(
         artifacts.write_text(folder.path / "recipe.yaml", recipes.dump(recipe))
         flow = Workflow(recipe, folder, display, until, frozen)
         display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder.path}")
+        say_departures(recipe, display)
         for warning in dataset.warnings:
             display.say(f"  note: {warning}")
         try:
@@ -52,6 +53,13 @@ def run(
         except Finished:
             display.say(f"Stopped after {until}, as asked. Without --until it goes on from here.")
         return flow
+
+
+def say_departures(recipe: recipes.Recipe, display: Display) -> None:
+    """Where the recipe is not the paper's."""
+    if found := recipes.departures(recipe):
+        words = ", ".join(map(str, found))
+        display.say(f"  departs from the paper (its rule in brackets) in {words}")
 
 
 @contextmanager

@@ -31,13 +31,24 @@ from rocketray.model.order import steps_of
 from rocketray.model.tokens import Tokenizer
 from rocketray.model.trainer import Dev, Job
 from rocketray.progress import Meter
-from rocketray.recipe import Cross, CrossStep, Dual, DualStep, HardStep, Recipe, Step
+from rocketray.recipe import (
+    LEXICAL_DEPTH,
+    Cross,
+    CrossStep,
+    Dual,
+    DualStep,
+    HardStep,
+    Recipe,
+    Step,
+)
+from rocketray.recipe import Denoise as Rules
 from rocketray.stages.answers import AnswerPositives
 from rocketray.stages.augment import Augment
 from rocketray.stages.denoise import Denoise, TrustAll
 from rocketray.stages.encode import Encode
 from rocketray.stages.examples import CrossExamples, FirstExamples, HardExamples
 from rocketray.stages.lexical import Lexical
+from rocketray.stages.pool import Pool
 from rocketray.stages.retrieve import MergeTopk, Retrieve, grid
 from rocketray.stages.score import Score
 from rocketray.stages.tokenise import Tokenise
@@ -81,12 +92,13 @@ def run(flow: Workflow, ready: Ready) -> None:
     run_0 = found["dual_0"]
     positives = distant_positives(flow, ready, run_0["train"]) or ready.tables.qrels["train"]
     cross = train_cross(flow, ready, run_0, positives)
-    verdicts = denoise(flow, ready, run_0["train"], cross, positives)
-    examples = hard_examples(flow, ready, "dual_1", verdicts, positives, run_0["train"])
+    candidates = pool(flow, ready, run_0["train"], flow.recipe.denoise)
+    verdicts = denoise(flow, ready, candidates, cross, positives, flow.recipe.denoise)
+    examples = hard_examples(flow, ready, "dual_1", verdicts, positives, candidates)
     dual_1 = train_dual(flow, ready, "dual_1", examples)
     run_1 = retrieve(flow, ready, {"dual_1": dual_1}, {"dual_1": ["unlabelled", "test"]})["dual_1"]
     pseudo = augment(flow, ready, run_1.get("unlabelled"), cross)
-    examples = hard_examples(flow, ready, "dual_2", verdicts, positives, run_0["train"], pseudo)
+    examples = hard_examples(flow, ready, "dual_2", verdicts, positives, candidates, pseudo)
     dual_2 = train_dual(flow, ready, "dual_2", examples)
     retrieve(flow, ready, {"dual_2": dual_2}, {"dual_2": ["test"]})
     rerank(flow, ready, cross)
@@ -407,33 +419,52 @@ def _link(source: Path, target: Path) -> None:
         attempt.replace(target)
 
 
+def pool(flow: Workflow, ready: Ready, run: Version, told: Rules) -> Version:
+    """The lists that hard negatives are taken from: dual_0's run (the paper), BM25's, or both."""
+    if told.pool == "dual_0":
+        return run
+    found = lexical(flow, ready, "train", LEXICAL_DEPTH)
+    if told.pool == "bm25":
+        return found
+    (both,) = flow.bulk(
+        Spec(
+            name="both_train",
+            stage=Pool,
+            inputs={"dense": run, "lexical": found},
+            settings={"depth": told.depth * (2 if told.fill == "unscored_tail" else 1)},
+            over="dense",
+        )
+    )
+    return both
+
+
 def denoise(
-    flow: Workflow, ready: Ready, run: Version, cross: Version, positives: Version
-) -> Version:
-    """Step 3's verdicts on the passages dual_0 found for labelled queries."""
-    told = flow.recipe.denoise
+    flow: Workflow, ready: Ready, run: Version, cross: Version, positives: Version, told: Rules,
+    name: str = "denoise",
+) -> Version:  # fmt: skip
+    """Step 3's verdicts on the passages found for labelled queries."""
     if told.off:
         spec = Spec(
-            name="denoise",
+            name=name,
             stage=TrustAll,
             inputs={"run": run, "positives": positives},
-            settings={"depth": told.depth},
+            settings={"depth": told.depth, **_beyond(told)},
             over="run",
         )
     else:
-        scored = score(flow, ready, "dual_0_train_scored", run, cross, told.depth)
-        spec = denoise_spec(flow, "denoise", scored, positives)
+        scored = score(flow, ready, f"{told.pool}_train_scored", run, cross, told.depth)
+        spec = denoise_spec(name, scored, positives, told)
     (verdicts,) = flow.bulk(spec)
     return verdicts
 
 
-def denoise_spec(flow: Workflow, name: str, scored: Version, positives: Version) -> Spec:
+def denoise_spec(name: str, scored: Version, positives: Version, told: Rules) -> Spec:
     """Verdicts on a scored run of labelled queries."""
     return Spec(
         name=name,
         stage=Denoise,
         inputs={"scored": scored, "positives": positives},
-        settings=_thresholds(flow.recipe),
+        settings={**_thresholds(told), **_beyond(told)},
         over="scored",
     )
 
@@ -444,23 +475,28 @@ def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -
         flow.display.say("  augment                    no unlabelled questions: nothing to add")
         return None
     scored = score(flow, ready, "dual_1_unlabelled_scored", run, cross, flow.recipe.augment.depth)
-    (verdicts,) = flow.bulk(augment_spec(flow, "augment", scored))
+    (verdicts,) = flow.bulk(augment_spec("augment", scored, flow.recipe.denoise))
     return verdicts
 
 
-def augment_spec(flow: Workflow, name: str, scored: Version) -> Spec:
+def augment_spec(name: str, scored: Version, told: Rules) -> Spec:
     """Pseudo labels from a scored run of unlabelled queries."""
     return Spec(
         name=name,
         stage=Augment,
         inputs={"scored": scored},
-        settings=_thresholds(flow.recipe),
+        settings=_thresholds(told),
         over="scored",
     )
 
 
-def _thresholds(recipe: Recipe) -> dict[str, float]:
-    return recipe.denoise.model_dump(include={"negative_below", "positive_above"})
+def _thresholds(told: Rules) -> dict[str, float]:
+    return told.model_dump(include={"negative_below", "positive_above"})
+
+
+def _beyond(told: Rules) -> dict[str, Any]:
+    """Rules the paper does not have, where they are asked for."""
+    return told.model_dump(include={"filter", "promote"}, exclude_defaults=True)
 
 
 def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | None:
@@ -511,7 +547,7 @@ def first_examples(flow: Workflow, ready: Ready) -> Version:
         "passages": tables.passages,
     }
     if told.negatives == "bm25":
-        inputs["run"] = lexical(flow, ready, "train", 100)
+        inputs["run"] = lexical(flow, ready, "train", LEXICAL_DEPTH)
     negatives = "run" if told.negatives == "bm25" else told.negatives
     (examples,) = flow.bulk(
         Spec(
@@ -557,11 +593,15 @@ def cross_examples(
 
 
 def hard_examples(
-    flow: Workflow, ready: Ready, step: str, verdicts: Version, positives: Version, run: Version,
-    pseudo: Version | None = None,
+    flow: Workflow, ready: Ready, name: str, verdicts: Version, positives: Version, run: Version,
+    pseudo: Version | None = None, told: HardStep | None = None,
 ) -> Version:  # fmt: skip
-    """Steps 3 and 4: hard negatives by verdict; step 4 adds the pseudo-labelled queries."""
-    told: HardStep = getattr(flow.recipe.steps, step)
+    """Steps 3 and 4: hard negatives by verdict; step 4 adds the pseudo-labelled queries.
+
+    Args:
+        told: None takes the recipe's step of this name.
+    """
+    told = told or getattr(flow.recipe.steps, name)
     inputs = {"labelled": verdicts, "positives": positives, "passages": ready.tables.passages}
     items = [("labelled", block.number) for block in verdicts.blocks]
     if pseudo:
@@ -571,7 +611,7 @@ def hard_examples(
         inputs["run"] = run
     (examples,) = flow.bulk(
         Spec(
-            name=f"{step}_examples",
+            name=f"{name}_examples",
             stage=HardExamples,
             inputs=inputs,
             settings={
@@ -580,6 +620,7 @@ def hard_examples(
                 "fill": flow.recipe.denoise.fill,
                 "first_only": flow.recipe.data.positives == "answers",
                 "seed": flow.recipe.seed,
+                **_sampling(told, flow.recipe.model.dual.temperature),
             },
             items=items,
         )
@@ -587,12 +628,28 @@ def hard_examples(
     return examples
 
 
+def _sampling(told: HardStep, temperature: float) -> dict[str, Any]:
+    """What is not the paper's choice of negatives. SimANS's numbers are for scores as the loss sees
+    them; those of a run are not divided by the temperature."""
+    rules = told.model_dump(include={"sample", "from_rank"}, exclude_defaults=True)
+    if told.sample == "simans":
+        a, b = told.simans.a, told.simans.b
+        rules["simans"] = [a / temperature**2, b * temperature]
+    return rules
+
+
 # --------------------------------------------------------------------------------------- training
 
 
-def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Version:
-    """Train a dual encoder from the initial weights."""
-    told: DualStep = getattr(flow.recipe.steps, step)
+def train_dual(
+    flow: Workflow, ready: Ready, name: str, examples: Version, told: DualStep | None = None
+) -> Version:
+    """Train a dual encoder from the initial weights.
+
+    Args:
+        told: None takes the recipe's step of this name.
+    """
+    told = told or getattr(flow.recipe.steps, name)
     dev = dual_dev(flow, ready.tables)
     extra = dual_settings(told)
     inputs = {
@@ -602,10 +659,10 @@ def train_dual(flow: Workflow, ready: Ready, step: str, examples: Version) -> Ve
         "passage_tokens": ready.dual_tokens.passages,
         "qrels": ready.tables.qrels["train"],
     }
-    scored = [flow.made[name] for name in ("denoise", "augment") if name in flow.made]
+    scored = [flow.made[stage] for stage in ("denoise", "augment") if stage in flow.made]
     if told.mask_ce_above is None:
         scored = []
-    return train(flow, step, "dual", told, inputs, dev, extra, scored)
+    return train(flow, name, "dual", told, inputs, dev, extra, scored)
 
 
 def dual_settings(told: DualStep) -> dict[str, Any]:

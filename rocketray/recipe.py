@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rocketray import paper
 from rocketray.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -23,6 +24,9 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+
+LEXICAL_DEPTH = 100
+"""Passages that BM25 lists per training question."""
 
 
 class Model(BaseModel):
@@ -176,11 +180,29 @@ class FirstStep(DualStep):
         return self
 
 
+class SimANS(Model):
+    """SimANS's weights (arXiv 2210.11773): a hard negative is drawn with a chance that goes with
+    exp(-a (s - s_positive - b)^2). s are retriever scores as the loss sees them, divided by the
+    temperature."""
+
+    a: Rate = 0.5
+    """How sharply the chance falls with the distance from the positive's score."""
+    b: float = 0.0
+    """Where, from the positive's score, the chance is highest; below 0 for easier negatives."""
+
+
 class HardStep(DualStep):
     negatives: Positive = 1
     """Hard negatives in a row (1 in the paper's code)."""
     copies: Positive = 1
     """Rows per positive, each with other hard negatives (4 on MS MARCO)."""
+    sample: Literal["top", "random", "simans"] = "top"
+    """Which of the safe negatives: the best-ranked (the paper's code), any, or those near the
+    positive's score more often (`simans`)."""
+    from_rank: Positive = 1
+    """Hard negatives come from this rank of the list on, down to `denoise.depth`."""
+    simans: SimANS = SimANS()
+    """For `sample: simans`."""
 
 
 class CrossStep(Step):
@@ -215,17 +237,41 @@ class Steps(Model):
     dual_2: HardStep = HardStep()
 
 
+class Filter(Model):
+    """Positive-aware limits on hard negatives, after NV-Retriever (arXiv 2407.15831): how near to
+    its question's positive a negative may score. They are asked beside `negative_below`."""
+
+    percpos: Share | None = None
+    """TopK-PercPos: under this share of the positive's score (0.95 there). Null: not asked."""
+    marginpos: Annotated[float, Field(ge=0)] | None = None
+    """TopK-MarginPos: under the positive's score by more than this (0.05 there, with cosine).
+    Null: not asked."""
+    by: Literal["score", "ce_score"] = "score"
+    """Whose number: the retriever's score or the cross-encoder's ce_score."""
+
+    @property
+    def on(self) -> bool:
+        return self.percpos is not None or self.marginpos is not None
+
+
 class Denoise(Model):
     """Which of the top passages are safe negatives, and which are pseudo positives."""
 
     depth: Positive = 50
     """Passages of each labelled question that the cross-encoder scores."""
+    pool: Literal["dual_0", "bm25", "both"] = "dual_0"
+    """Who finds those passages: dual_0 (the paper), BM25, or both in turn."""
     negative_below: Share = 0.1
     """ce_score under which a passage may be a negative."""
     positive_above: Share = 0.9
     """ce_score over which an unlabelled passage is called relevant."""
     off: bool = False
     """Take hard negatives without asking the cross-encoder (the paper's ablation)."""
+    filter: Filter = Filter()
+    """Limits relative to the positive. The paper has none."""
+    promote: bool = False
+    """Unlabelled passages over `positive_above` are positives of their labelled questions, too. The
+    paper leaves them out."""
     fill: Literal["drop", "random", "unscored_tail"] = "random"
     """When too few negatives are left: drop the example, draw random passages of the corpus, or
     (the released MS MARCO script) draw from the list below `depth` without scoring."""
@@ -244,6 +290,23 @@ class Denoise(Model):
             raise ValueError(
                 f"negative_below ({self.negative_below}) must be under positive_above"
                 f" ({self.positive_above})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answerable(self) -> Self:
+        """What is asked must be known."""
+        if self.off and (self.promote or (self.filter.on and self.filter.by == "ce_score")):
+            raise ValueError(
+                "`off` asks no cross-encoder, but promote or filter.by needs ce_scores"
+            )
+        if self.pool == "both" and self.filter.on and self.filter.by == "score":
+            raise ValueError("scores of dual_0 and BM25 do not compare: filter.by must be ce_score")
+        deepest = self.depth * (2 if self.fill == "unscored_tail" else 1)
+        if self.pool != "dual_0" and deepest > LEXICAL_DEPTH:
+            raise ValueError(
+                f"depth and fill ask for {deepest} passages a question, and BM25 lists"
+                f" {LEXICAL_DEPTH}"
             )
         return self
 
@@ -285,6 +348,9 @@ class Data(Model):
     positives: Literal["labelled", "answers"] = "labelled"
     """`answers`: from step 2 on, a positive is the best-ranked passage that holds an answer
     string (the paper's distant supervision on Natural Questions)."""
+    seed: int | None = None
+    """Of the draws that say what the data are: which questions are used, and which labels hidden.
+    Null: the recipe's seed. Runs that differ in `seed` alone then share their data."""
     labelled: Positive | None = None
     """Use at most this many labelled training questions, chosen by hash; null uses all."""
     passages: Positive = 3000
@@ -353,6 +419,9 @@ class Recipe(Model):
     """What a run calls it, in its log and its report."""
     seed: int = 13
     """Of every draw: heads, dropout, order, negatives, samples."""
+    paper: bool = False
+    """Where this recipe says nothing, take the paper's rules (`paper.py`) instead of the defaults
+    here. What it says itself stays, and is listed as a departure."""
     data: Data = Data()
     model: Models = Models()
     steps: Steps = Steps()
@@ -362,6 +431,17 @@ class Recipe(Model):
     blocks: Blocks = Blocks()
     cluster: Cluster = Cluster()
 
+    @property
+    def data_seed(self) -> int:
+        """Of the draws that say what the data are."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_paper(cls, tree: Any) -> Any:
+        asked = isinstance(tree, Mapping) and tree.get("paper") is True
+        return paper.filled(tree) if asked else tree
+
     @model_validator(mode="after")
     def _scored(self) -> Self:
         for name in ("dual_1", "dual_2"):
@@ -369,6 +449,10 @@ class Recipe(Model):
             if self.denoise.off and (told.loss.kl or told.loss.margin_mse):
                 raise ValueError(
                     f"steps.{name}.loss distils ce_scores, and with denoise.off there are none"
+                )
+            if self.denoise.pool == "both" and told.sample == "simans":
+                raise ValueError(
+                    f"steps.{name}.sample is simans, and scores of dual_0 and BM25 do not compare"
                 )
         return self
 
@@ -409,9 +493,23 @@ def parse(tree: Mapping[str, Any], where: str) -> Recipe:
         raise UserError(f"{where}: " + "\n".join(messages)) from error
 
 
+def changed(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """A recipe with some fields set otherwise: `field=value`, as for `load`."""
+    tree = recipe.model_dump(mode="json")
+    for override in overrides:
+        _set(tree, override)
+    return parse(tree, f"recipe {recipe.name!r}, changed")
+
+
+def departures(recipe: Recipe) -> list[paper.Departure]:
+    """Where a recipe departs from the paper's rules."""
+    return paper.departures(recipe.model_dump(mode="json"))
+
+
 def dump(recipe: Recipe) -> str:
-    """The whole recipe, defaults included, as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The whole recipe, defaults included, as YAML; its departures from the paper as comments."""
+    tree = recipe.model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True) + paper.comment(tree)
 
 
 def _read(name: str) -> tuple[bytes, str]:

@@ -78,14 +78,12 @@ def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str,
     }
 
     def make() -> list[artifacts.Parts]:
-        chosen = flow.made["test_queries"].read()["query"].to_numpy()
-        table = qrels.read()
-        judged = table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
+        truth = judged(flow)
         rows = [
             (name, measure, value)
             for name, run in runs.items()
             for measure, value in {
-                **measures.evaluate(run, judged, MEASURES),
+                **measures.evaluate(run, truth, MEASURES),
                 **_answer_recall(flow, run),
             }.items()
         ]
@@ -127,6 +125,13 @@ def _listed(run: pa.Table, depth: int | None = None) -> np.ndarray:
 def held_out(flow: Workflow) -> Version:
     """Judgements of the questions in the table: test, or dev where there is no test."""
     return flow.made.get("qrels_test") or flow.made["qrels_dev"]
+
+
+def judged(flow: Workflow) -> pa.Table:
+    """Of those, the judgements of the questions that are asked."""
+    chosen = flow.made["test_queries"].read()["query"].to_numpy()
+    table = held_out(flow).read()
+    return table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
 
 
 def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:

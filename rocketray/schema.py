@@ -83,9 +83,11 @@ class Verdict(StrEnum):
     LIKELY_FALSE_NEGATIVE = "likely_false_negative"
     """Retrieved, unlabelled, and the cross-encoder is sure that it is relevant: removed."""
     UNCERTAIN = "uncertain"
-    """Between the two thresholds: removed from the negatives, and no positive either."""
+    """Between the two thresholds, or (`denoise.filter`) too near the positive's score: removed from
+    the negatives, and no positive either."""
     PSEUDO_POSITIVE = "pseudo_positive"
-    """Best cross-encoder score of an unlabelled query, above the upper threshold."""
+    """Best cross-encoder score of an unlabelled query, above the upper threshold; with
+    `denoise.promote` any unlabelled passage of a labelled query above it."""
 
 
 def require(table: pa.Table, columns: Iterable[str], who: str) -> None:

@@ -55,12 +55,13 @@ def make_data(recipe: Recipe, folder: Path) -> Path:
     """Write the recipe's own data set, once: the same recipe and machine give the same bytes."""
     size = recipe.data.queries
     mark = folder / ".made.json"
-    wanted = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
+    told = recipe.data.model_dump(mode="json", exclude={"seed"})
+    wanted = {"data": told, "seed": recipe.data_seed}
     if mark.is_file() and artifacts.read_json(mark) == wanted:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     if recipe.data.source == "generated":
-        write_generated(folder, passages=recipe.data.passages, queries=size, seed=recipe.seed)
+        write_generated(folder, passages=recipe.data.passages, queries=size, seed=recipe.data_seed)
     else:
         write_packages(
             folder,
@@ -69,7 +70,7 @@ def make_data(recipe: Recipe, folder: Path) -> Path:
             limit_dev=max(50, size // 10),
             limit_test=max(50, size // 5),
             limit_unlabelled=size,
-            seed=recipe.seed,
+            seed=recipe.data_seed,
         )
     artifacts.write_json(mark, wanted)
     return folder
@@ -209,7 +210,9 @@ def _ingest_qrels(
     share = flow.recipe.data.hide_labels
     if train is not None and share:
         names = queries.read(["qid"])["qid"].to_pylist()
-        read["train"], read["hidden"] = ingest.hide_labels(train, names, share, flow.recipe.seed)
+        read["train"], read["hidden"] = ingest.hide_labels(
+            train, names, share, flow.recipe.data_seed
+        )
     return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}
 
 
@@ -227,24 +230,24 @@ def as_version(flow: Workflow, name: str, table: pa.Table, rows: int | None = No
 
 def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> dict[str, Version]:
     """Which queries each purpose takes, in blocks of their own."""
-    recipe = flow.recipe
+    recipe, seed = flow.recipe, flow.recipe.data_seed
     limits = {
         "train": recipe.data.labelled,
         "dev": recipe.evaluate.dev_queries,
         "test": recipe.evaluate.queries,
     }
     rows = {
-        split: schema.sample(_queries_of(qrels[split]), limit, recipe.seed)
+        split: schema.sample(_queries_of(qrels[split]), limit, seed)
         for split, limit in limits.items()
         if split in qrels
     }
     if "test" not in rows and "dev" in rows:
-        rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], recipe.seed)
+        rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], seed)
     labelled = queries.read(["labelled"])["labelled"].to_numpy(zero_copy_only=False)
     free = np.flatnonzero(~labelled)
     if "hidden" in qrels:
         free = np.union1d(free, _queries_of(qrels["hidden"]))
-    rows["unlabelled"] = schema.sample(free, recipe.augment.queries, recipe.seed)
+    rows["unlabelled"] = schema.sample(free, recipe.augment.queries, seed)
     size = recipe.blocks.queries
     return {
         name: as_version(flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size)

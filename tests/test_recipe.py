@@ -98,7 +98,7 @@ def test_broken_overrides(override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sed=3", "unknown field 'sed': did you mean 'seed'? Known here: name, seed, data,"),
+        ("sed=3", "unknown field 'sed': did you mean 'seed'? Known here: name, seed, paper, data,"),
         ("steps.dual_0.epoch=3", "unknown field 'steps.dual_0.epoch': did you mean 'epochs'?"),
         ("model.dual.zzz=3", "unknown field 'model.dual.zzz': Known here: weights, layers,"),
         ("steps.dual_0.epochs=0", "steps.dual_0.epochs = 0: input should be greater than 0."),

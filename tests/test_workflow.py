@@ -296,9 +296,7 @@ def test_a_higher_limit_goes_on_and_a_lower_one_refuses_what_was_left_out(tmp_pa
     version = kill(poisoned(tmp_path, 1))
     assert version.read()["n"].to_pylist() == [2, 0, 4]
     assert version.facts == {"numbers": 3, "quarantined": 1}
-    with pytest.raises(
-        UserError, match=r"without 1 rows .*quarantine allows 0\. .*manifest\.json"
-    ):
+    with pytest.raises(UserError, match=r"without 1 rows .*quarantine allows 0\. .*manifest\.json"):
         kill(poisoned(tmp_path, 0))
 
 

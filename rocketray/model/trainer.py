@@ -714,6 +714,7 @@ def _own_device() -> torch.device:
 def _known(job: Job) -> Known | None:
     """Which passages answer which query, for masks: people's word, and the cross-encoder's.
 
+    An example's positive is one of its query, also where no person said so (`denoise.promote`).
     Without qrels only a row's own positive is known. None: nothing is masked by id (the paper).
     """
     pairs = [np.empty((2, 0), np.int64)]
@@ -721,6 +722,8 @@ def _known(job: Job) -> Known | None:
         table = Version.open(job.qrels).read()
         positive = table.filter(pc.greater(table["relevance"], 0))
         pairs.append(np.stack([positive["query"].to_numpy(), positive["passage"].to_numpy()]))
+        taught = Version.open(job.examples).read()
+        pairs.append(np.stack([taught["query"].to_numpy(), taught["positive"].to_numpy()]))
     if job.mask_ce_above is not None:
         pairs += [_scored_above(Version.open(path), job.mask_ce_above) for path in job.scored]
     if not job.mask_known and job.mask_ce_above is None:

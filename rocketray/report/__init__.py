@@ -4,6 +4,8 @@
     curves.py        training logs
     plots.py         SVG
     page.html.jinja  the page
+    style.css        how pages look
+    ablation.py      another page: several runs beside each other
 
 Everything is read from the run's folder. What a folder lacks is said in a sentence, so that a run
 stopped half-way has a report as well. The same folder gives the same bytes.
@@ -90,7 +92,7 @@ def write(folder: RunFolder) -> Path:
         UserError: a file of the folder is damaged; the message names it.
     """
     path = folder.path / "report.html"
-    artifacts.write_text(path, _environment().get_template("page.html.jinja").render(page(folder)))
+    artifacts.write_text(path, environment().get_template("page.html.jinja").render(page(folder)))
     return path
 
 
@@ -126,7 +128,8 @@ def _sizes(rows: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(words, rows[name]) for name, words in SIZES.items() if name in rows]
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """For every page of this room: what they show is escaped, and a missing name is an error."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("rocketray", "report"),
         autoescape=True,  # Questions and passages are other people's text.

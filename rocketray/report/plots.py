@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -103,6 +104,60 @@ def removed_by_rank(denoised: Denoised) -> Markup:
         figure.legend(loc="outside upper center", ncols=2)
         words = f"Share removed by rank: {total[0]:.1%} at rank 1, {total[-1]:.1%} at {len(total)}"
         return _svg(figure, "removed-by-rank", words)
+
+
+def by_rank(shares: Mapping[str, np.ndarray]) -> Markup:
+    """Shares removed by rank, each reason on top of the other (the paper's Figure 5)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        axes = figure.subplots()
+        below = np.zeros(max(map(len, shares.values())))
+        edges = np.arange(len(below) + 1) + 0.5
+        for (reason, share), color in zip(shares.items(), (ORANGE, BLUE), strict=True):
+            label = reason.replace("_", " ")
+            axes.stairs(below + share, edges, baseline=below, fill=True, color=color, label=label)
+            below = below + share
+        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank", ylabel="removed")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.legend(loc="outside upper center", ncols=2)
+        words = f"Share removed by rank: {below[0]:.1%} at rank 1, {below[-1]:.1%} at {len(below)}"
+        return _svg(figure, "by-rank", words)
+
+
+def rows_of_bars(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """A dot for each row of an ablation with its seeds' spread, and the paper's beside it."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 0.6 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(rows))
+        means = [row["mean"] for row in rows]
+        axes.errorbar(means, places, xerr=[row["spread"] or 0.0 for row in rows], fmt="o",
+                      color=BLUE, ecolor=BLUE, label="here, ± spread over seeds")  # fmt: skip
+        published = [(row["paper"], i) for i, row in enumerate(rows) if row["paper"] is not None]
+        axes.plot(*zip(*published, strict=True), "D", ms=4, color=ORANGE, label="paper, MS MARCO")
+        axes.set_yticks(places, [row["words"] for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("MRR@10")
+        figure.legend(loc="outside upper center", ncols=2)
+        words = "; ".join(f"{row['words']} {row['mean']:.4f}" for row in rows)
+        return _svg(figure, "rows", f"MRR@10 by row: {words}")
+
+
+def points(name: str, found: Sequence[Mapping[str, Any]], x: str, *, log: bool) -> Markup:
+    """MRR@10 against a count, with the seeds' spread."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        axes = figure.subplots()
+        counts, means = ([point[field] for point in found] for field in ("x", "mean"))
+        axes.errorbar(counts, means, yerr=[point["spread"] or 0.0 for point in found], color=BLUE,
+                      marker="o", ms=4, lw=1.2)  # fmt: skip
+        if log:
+            axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set(xlabel=x, ylabel="MRR@10")
+        words = "; ".join(f"{c:,.0f}: {m:.4f}" for c, m in zip(counts, means, strict=True))
+        return _svg(figure, name, f"MRR@10 by {x}: {words}")
 
 
 def _loss(axes: Axes, curve: Curve) -> None:

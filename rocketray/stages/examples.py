@@ -5,7 +5,7 @@ Draws are seeded by (seed, query), so an example does not depend on its block or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -99,12 +99,15 @@ class CrossExamples:
 
 
 class HardExamples:
-    """Steps 3 and 4: hard negatives by verdict, best-ranked first, never sampled.
+    """Steps 3 and 4: hard negatives by verdict, in the paper best-ranked first, never sampled.
 
     Labelled queries keep their human positives; an unlabelled one has its pseudo positive, and
     gives as many copies as it has hard negatives for. `fill` names what completes a labelled
     query's list: `drop` (fewer copies), `random` passages of the corpus, or `unscored_tail`, the
     run below the scored depth, as the released MS MARCO script does.
+
+    Beyond the paper: promoted positives (`denoise.promote`), a list that begins at `from_rank`
+    (NV-Retriever's "shifted top-k"), and drawing from it (`sample`, see `in_drawn_order`).
     """
 
     code = 1
@@ -114,6 +117,8 @@ class HardExamples:
         self, *, labelled: str, positives: str, passages: str, negatives: int, copies: int,
         fill: Literal["drop", "random", "unscored_tail"], first_only: bool, seed: int,
         unlabelled: str | None = None, run: str | None = None,
+        sample: Literal["top", "random", "simans"] = "top", from_rank: int = 1,
+        simans: Sequence[float] = (0.0, 0.0),
     ) -> None:  # fmt: skip
         self.verdicts = {"labelled": Version.open(labelled)}
         if unlabelled:
@@ -126,30 +131,31 @@ class HardExamples:
         self.first_only = first_only
         self.seed = seed
         self.run = Version.open(run) if run else None
+        self.sample = sample
+        self.from_rank = from_rank
+        self.a, self.b = simans
 
     def __call__(self, item: tuple[str, int]) -> Made:
         source, block = item
         table = self.verdicts[source].table(block)
         tails = self._tails(block, source)
-        names = ("query", "passages", "ce_scores", "verdicts")
+        names = ("query", "passages", "scores", "ce_scores", "verdicts")
         columns = [table[name].to_pylist() for name in names]
         rows: list[Row] = []
         facts = {"filled": 0, "without": 0}
-        for query, passages, ce_scores, verdicts, tail in zip(*columns, tails, strict=True):
+        for query, passages, scores, ce_scores, verdicts, tail in zip(*columns, tails, strict=True):
             ce = dict(zip(passages, ce_scores, strict=True))
-            hard = [
-                p for p, v in zip(passages, verdicts, strict=True) if v == Verdict.HARD_NEGATIVE
+            hard = self._hard(query, passages, scores, verdicts)
+            pseudo = [
+                p for p, v in zip(passages, verdicts, strict=True) if v == Verdict.PSEUDO_POSITIVE
             ]
             if source == "pseudo":
-                positives = [
-                    p for p, v in zip(passages, verdicts, strict=True)
-                    if v == Verdict.PSEUDO_POSITIVE
-                ]  # fmt: skip
+                positives = pseudo
                 if not positives:
                     continue
             else:
                 positives = self.positives.get(query, [])
-                positives = positives[:1] if self.first_only else positives
+                positives = (positives[:1] if self.first_only else positives) + pseudo
                 need = self.negatives * self.copies * len(positives)
                 missing = max(0, need - len(hard))
                 more = self._filling(query, passages, tail, missing)
@@ -159,6 +165,25 @@ class HardExamples:
             facts["without"] += not made_rows
             rows += made_rows
         return made(rows, facts)
+
+    def _hard(
+        self, query: int, passages: list[int], scores: list[float], verdicts: list[str]
+    ) -> list[int]:
+        """A query's safe negatives in the order in which they are taken."""
+        ranks = range(self.from_rank - 1, len(passages))
+        hard = [rank for rank in ranks if verdicts[rank] == Verdict.HARD_NEGATIVE]
+        if self.sample != "top":
+            chances = np.zeros(len(hard))
+            if self.sample == "simans" and hard:
+                own = (Verdict.LABELLED_POSITIVE, Verdict.PSEUDO_POSITIVE)
+                known = [s for s, v in zip(scores, verdicts, strict=True) if v in own]
+                # A positive that is not in the list scores no higher than the last that is.
+                positive = min(known, default=scores[-1])
+                chances = simans(
+                    np.array([scores[rank] for rank in hard]), positive, self.a, self.b
+                )
+            hard = [hard[i] for i in in_drawn_order(chances, [self.seed, query])]
+        return [passages[rank] for rank in hard]
 
     def _tails(self, block: int, source: str) -> list[list[int]]:
         """What the run lists beyond the scored depth."""
@@ -177,6 +202,30 @@ class HardExamples:
             order = np.random.default_rng([self.seed, query]).permutation(len(pool))
             return [pool[i] for i in order[:missing]]
         return []
+
+
+def simans(scores: np.ndarray, positive: float, a: float, b: float) -> np.ndarray:
+    """SimANS (arXiv 2210.11773): log of the chance of each negative, up to a constant.
+
+        p_i  ~  exp(-a (s_i - s_positive - b)^2)
+
+    Negatives much above the positive are likely unlabelled positives, those far below teach
+    nothing; what lies near its score is ambiguous, and drawn most often.
+    """
+    chances: np.ndarray = -a * (scores - positive - b) ** 2
+    return chances
+
+
+def in_drawn_order(log_chances: np.ndarray, seed: Sequence[int]) -> list[int]:
+    """All places, in the order in which one draws without replacement by these chances.
+
+    Equal chances give a uniform permutation. The largest of log-chance plus a Gumbel variable is
+    a draw by the chances, the next largest one from the rest, and so on (Kool et al., arXiv
+    1903.06059): no chance is too small, as it would be in a sum of exponentials.
+    """
+    noise = np.random.default_rng(seed).gumbel(size=len(log_chances))
+    order: list[int] = np.argsort(-(log_chances + noise), kind="stable").tolist()
+    return order
 
 
 def spread(

@@ -222,7 +222,9 @@ def denoise(
             )
         scored = _scored(flow, tables, found, asked, model, k, overrides)
         positives = as_version(flow, "judgements", judged)
-        spec = pipeline.denoise_spec(flow, f"{scored.name}_denoised", scored, positives)
+        spec = pipeline.denoise_spec(
+            f"{scored.name}_denoised", scored, positives, flow.recipe.denoise
+        )
         (verdicts,) = flow.bulk(spec)
         known = schema.positives_of(judged)
         _examples(flow, tables, asked, verdicts, known, negatives, to)
@@ -240,7 +242,9 @@ def augment(
     with opened("augment", out, data, overrides, options, take_over, display) as (flow, tables):
         found, asked = named.run(flow, tables, run, queries)
         scored = _scored(flow, tables, found, asked, model, k, overrides)
-        (verdicts,) = flow.bulk(pipeline.augment_spec(flow, f"{scored.name}_augmented", scored))
+        (verdicts,) = flow.bulk(
+            pipeline.augment_spec(f"{scored.name}_augmented", scored, flow.recipe.denoise)
+        )
         hidden = tables.qrels.get("hidden") if asked.are_of(tables) else None
         for label, value in results.pseudo_labels(verdicts, hidden):
             flow.display.say(f"  {label:<32} {value}")

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rocketray.artifacts import Version
+from rocketray.artifacts import Draft, Version, commit_block
 from rocketray.errors import UserError
 from rocketray.model import checkpoints, dual_encoder, steps, trackers, trainer
 from rocketray.model.cross_encoder import CrossEncoder
@@ -28,6 +28,7 @@ from rocketray.model.gather import workers as who
 from rocketray.model.loss import Contrast, contrastive_loss
 from rocketray.model.optimizer import learning_rate
 from rocketray.model.trainer import Job, Trainer, evaluation_steps, train
+from rocketray.schema import EXAMPLES
 from tests.distributed import Workers
 from tests.model.training_data import NEGATIVES, TrainingData
 
@@ -895,6 +896,21 @@ def test_masks_are_counted_and_similarities_told(data: TrainingData, tmp_path: P
     assert line["masked_by_margin"] > 0
     cells = 10 * 10 * WIDTH
     assert line["masked_share"] == (line["masked"] + line["masked_by_margin"]) / cells
+
+
+def test_a_positive_that_nobody_labelled_is_no_negative_of_its_query(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    """Query 0 with positives 0 and 5 (promoted): each row masks the other's positive."""
+    row = {"query": 0, "copy": 0, "negatives": [30, 31], "source": "labelled",
+           "ce_positive": 1.0, "ce_negatives": [0.0, 0.0]}  # fmt: skip
+    rows = [row | {"positive": positive} for positive in (0, 5)]
+    draft = Draft(tmp_path / "examples", "examples", {})
+    table = pa.Table.from_pylist(rows, schema=EXAMPLES)
+    commit_block(draft.path, 0, {"table": table}, rows=2, key="", facts={})
+    job = data.job("dual", tmp_path, data.dual(dropout=0.0), global_batch=2)
+    job = replace(job, examples=draft.finish({}).path)
+    assert Trainer(job, CPU).gradient_of(0)[0].masked == 2
 
 
 def test_the_masked_share_is_one_of_the_columns_a_row_sees(

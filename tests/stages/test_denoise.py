@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rocketray.artifacts import Made
-from rocketray.schema import VERDICTS
-from rocketray.stages.denoise import Denoise, TrustAll
-from tests.versions import qrels, run, scored, version
+from rocketray.schema import RUN, SCORED, VERDICTS
+from rocketray.stages.denoise import Denoise, Limit, TrustAll
+from tests.versions import qrels, run, scored, table, version
 
 LOW, HIGH = 0.25, 0.75
 
@@ -90,3 +91,73 @@ def test_without_denoising_whatever_has_no_label_is_a_negative(tmp_path: Path) -
     ]
     assert all(math.isnan(ce) for row in table["ce_scores"].to_pylist() for ce in row)
     assert made.facts["hard_negative"] == 3
+
+
+# ----------------------------------------------------------------------------- beyond the paper
+
+
+@pytest.mark.parametrize(
+    ("limit", "positives", "expected"),
+    [
+        (Limit(), [2.0], math.inf),
+        (Limit(percpos=0.5), [2.0], 1.0),
+        (Limit(marginpos=0.25), [2.0], 1.75),
+        (Limit(percpos=0.5, marginpos=0.25), [2.0], 1.0),  # The stricter one counts.
+        (Limit(percpos=0.5), [4.0, 2.0], 1.0),  # So does the lower positive.
+        (Limit(percpos=0.75), [-2.0], -2.5),  # Half of a negative number would lie above it.
+        (Limit(percpos=0.5), [], -math.inf),  # Not in the list: no higher than any that is.
+        (Limit(percpos=0.5, by="ce_score"), [], math.inf),  # Not scored: not known.
+    ],
+)
+def test_limits_by_hand(limit: Limit, positives: list[float], expected: float) -> None:
+    assert limit.of(positives) == expected
+
+
+def judged(folder: Path, scores: list[float], ce: list[float], **rules: Any) -> list[str]:
+    """Verdicts on passages 5, 1 and 6 of query 0; passage 1 is labelled."""
+    stage = Denoise(
+        scored=version(folder / "scored", table(SCORED, (0, [5, 1, 6], scores, ce))),
+        positives=version(folder / "qrels", qrels((0, 1, 1))),
+        negative_below=LOW,
+        positive_above=HIGH,
+        **rules,
+    )
+    found: list[list[str]] = stage(0).parts["table"]["verdicts"].to_pylist()
+    return found[0]
+
+
+def test_a_filter_by_score_removes_what_is_too_near_the_positive(tmp_path: Path) -> None:
+    found = judged(tmp_path, [1.0, 0.75, 0.5], [0.0, 1.0, 0.0], filter={"percpos": 1.0})
+    assert found == ["uncertain", "labelled_positive", "hard_negative"]
+    found = judged(tmp_path / "b", [1.0, 0.75, 0.5], [0.0, 1.0, 0.0], filter={"marginpos": 0.25})
+    assert found[2] == "uncertain"  # Equal to the limit is not under it.
+
+
+def test_a_filter_by_ce_score_reads_the_positives_own(tmp_path: Path) -> None:
+    rules = {"filter": {"percpos": 0.5, "by": "ce_score"}}
+    found = judged(tmp_path, [3.0, 2.0, 1.0], [0.125, 0.25, 0.0625], **rules)
+    assert found == ["uncertain", "labelled_positive", "hard_negative"]
+
+
+def test_a_filter_asks_beside_the_threshold_and_not_instead_of_it(tmp_path: Path) -> None:
+    found = judged(tmp_path, [0.5, 1.0, 0.25], [0.5, 1.0, 1.0], filter={"percpos": 0.95})
+    assert found == ["uncertain", "labelled_positive", "likely_false_negative"]
+
+
+def test_promoted_are_those_that_would_be_likely_false_negatives(tmp_path: Path) -> None:
+    found = judged(tmp_path, [3.0, 2.0, 1.0], [1.0, 1.0, 0.5], promote=True)
+    assert found == ["pseudo_positive", "labelled_positive", "uncertain"]
+
+
+def test_without_denoising_a_filter_by_score_is_all_that_is_asked(tmp_path: Path) -> None:
+    rows = ((0, [5, 1, 6], [1.0, 0.75, 0.5]), (7, [5], [1.0]))
+    stage = TrustAll(
+        run=version(tmp_path / "run", table(RUN, *rows)),
+        positives=version(tmp_path / "qrels", qrels((0, 1, 1), (7, 9, 1))),
+        depth=3,
+        filter={"percpos": 0.95},
+    )
+    assert stage(0).parts["table"]["verdicts"].to_pylist() == [
+        ["uncertain", "labelled_positive", "hard_negative"],
+        ["uncertain"],  # Its positive is not in the list, and so no better than this.
+    ]

@@ -6,13 +6,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rocketray.schema import EXAMPLES, PASSAGES
-from rocketray.stages.examples import CrossExamples, FirstExamples, HardExamples, draw
+from rocketray.stages.examples import (
+    CrossExamples,
+    FirstExamples,
+    HardExamples,
+    draw,
+    in_drawn_order,
+    simans,
+)
 from tests.versions import qrels, rows_of, run, table, verdicts, version
 
 HARD, FALSE, UNSURE, LABELLED, PSEUDO = (
@@ -282,3 +290,60 @@ def test_pseudo_labels_are_never_filled(tmp_path: Path) -> None:
     assert keyed(made.parts["table"]) == [(7, 20, 0, [21]), (7, 20, 1, [23])]
     assert set(made.parts["table"]["source"].to_pylist()) == {"pseudo"}
     assert made.facts == {"filled": 0, "without": 1}
+
+
+# ----------------------------------------------------------------------------- beyond the paper
+
+
+def test_a_list_may_begin_further_down(tmp_path: Path) -> None:
+    """Ranks count what is labelled or removed, too."""
+    made = hard(tmp_path, JUDGED, copies=3, from_rank=3)(("labelled", 0))
+    assert keyed(made.parts["table"]) == [(0, 1, 0, [13]), (0, 1, 1, [14])]
+
+
+def test_promoted_passages_are_positives_after_the_labelled_one(tmp_path: Path) -> None:
+    judged = verdicts((0, [10, 1, 11, 12], [1.0, 0.9, 0.0, 0.0], [PSEUDO, LABELLED, HARD, HARD]))
+    made = hard(tmp_path, judged)(("labelled", 0))
+    assert keyed(made.parts["table"]) == [(0, 1, 0, [11]), (0, 10, 0, [12])]
+    assert set(made.parts["table"]["source"].to_pylist()) == {"labelled"}
+
+
+def test_simans_by_hand() -> None:
+    """Chances of 1, exp(-2) and exp(-8) for scores 0, 1 and 2 away from the positive plus b."""
+    found = simans(np.array([3.0, 2.0, 1.0]), positive=4.0, a=2.0, b=-1.0)
+    assert found.tolist() == [0.0, -2.0, -8.0]
+
+
+def test_drawing_goes_by_the_chances() -> None:
+    """3 to 1 for the first place, and from what is left for the second: shares of 4,000 draws."""
+    chances = np.log([3.0, 1.0, 1.0])
+    orders = [in_drawn_order(chances, [seed, 7]) for seed in range(4000)]
+    first = sum(order[0] == 0 for order in orders) / 4000
+    second = sum(order[0] == 1 and order[1] == 0 for order in orders) / 4000
+    assert first == pytest.approx(3 / 5, abs=0.03)
+    assert second == pytest.approx(1 / 5 * 3 / 4, abs=0.03)
+
+
+def test_random_draws_from_the_whole_list_by_seed_and_query(tmp_path: Path) -> None:
+    found = set()
+    for seed in range(20):
+        stage = hard(tmp_path / str(seed), JUDGED, sample="random", negatives=2, seed=seed)
+        ((*_, negatives),) = keyed(stage(("labelled", 0)).parts["table"])
+        assert set(negatives) < {10, 13, 14}
+        assert [(0, 1, 0, negatives)] == keyed(stage(("labelled", 0)).parts["table"])
+        found.add(tuple(negatives))
+    assert len(found) > 3
+
+
+def test_simans_takes_what_scores_like_the_positive(tmp_path: Path) -> None:
+    """Scores fall from 0 by one a rank: the positive has 0, 13 has -4. With b = -4 and a sharp
+    fall no other is ever drawn."""
+    for seed in range(10):
+        stage = hard(tmp_path / str(seed), JUDGED, sample="simans", simans=[50, -4], seed=seed)
+        assert keyed(stage(("labelled", 0)).parts["table"]) == [(0, 1, 0, [13])]
+
+
+def test_simans_without_the_positive_takes_the_lists_last_score_for_its(tmp_path: Path) -> None:
+    judged = verdicts((2, [10, 11, 12], [0.0] * 3, [HARD, HARD, UNSURE]))
+    stage = hard(tmp_path, judged, sample="simans", simans=[50, 1])  # One above -2: rank 2.
+    assert keyed(stage(("labelled", 0)).parts["table"])[0] == (2, 5, 0, [11])

@@ -1,0 +1,529 @@
+"""`rocketray ablate`: the paper's Table 3 on anybody's data, over several seeds, with one command.
+
+    DIR/seed-13/       an ordinary run; beside its four models lie those of the other rows
+    DIR/ablation.json  what came of it; .md and .html for people
+    DIR/times.json     seconds by row and seed: they never repeat, so they stand apart
+
+A row is a model, or a list somebody else ordered, measured on the test questions. What rows share
+(tables, tokens, dual_0, its runs, the cross-encoder, its scores) is made once per seed; what no
+seed changes, once. Runs that compare two rules train equally many steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from rich.table import Table
+
+from rocketray import artifacts, measures, pipeline, report, results, schema, tables
+from rocketray import recipe as recipes
+from rocketray.artifacts import RunFolder, Version
+from rocketray.comparison import Measured, compared
+from rocketray.errors import UserError
+from rocketray.evaluation import MEASURES
+from rocketray.formats import Dataset
+from rocketray.loop import claimed, say_departures
+from rocketray.model import weights as initial_weights
+from rocketray.model.order import steps_of
+from rocketray.pipeline import Ready
+from rocketray.progress import Display, clock
+from rocketray.recipe import DualStep, HardStep, Recipe
+from rocketray.report import ablation as page
+from rocketray.report import denoised
+from rocketray.schema import Verdict
+from rocketray.workflow import Workflow
+
+Make = Callable[[Workflow, Ready, "Row"], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table beside what every run makes."""
+
+    name: str
+    """Of the stage that holds its model."""
+    words: str
+    make: Make
+    settings: tuple[str, ...] = ()
+    """Fields in which it differs from the recipe, as for --set."""
+    share: float = 1.0
+    """Of the unlabelled questions it learns from."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one command asks for beside the table."""
+
+    in_batch: int = 16
+    figures: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "percpos": ("also under 95 % of the positive's score (NV-Retriever)",
+                ("denoise.filter.percpos=0.95",)),
+    "marginpos": ("also 0.05 under the positive's score (NV-Retriever)",
+                  ("denoise.filter.marginpos=0.05",)),
+    "percpos_alone": ("under 95 % of the positive's score, unscored (NV-Retriever)",
+                      ("denoise.off=true", "denoise.filter.percpos=0.95")),
+    "marginpos_alone": ("0.05 under the positive's score, unscored (NV-Retriever)",
+                        ("denoise.off=true", "denoise.filter.marginpos=0.05")),
+    "random": ("drawn at random from the list", ("steps.dual_1.sample=random",)),
+    "simans": ("drawn near the positive's score (SimANS)", ("steps.dual_1.sample=simans",)),
+    "kl": ("with distilled ce_scores, listwise (RocketQAv2)", ("steps.dual_1.loss.kl=1.0",)),
+    "margin_mse": ("with distilled differences of ce_scores (Margin-MSE)",
+                   ("steps.dual_1.loss.margin_mse=0.05",)),
+    "promote": ("likely false ones made positives", ("denoise.promote=true",)),
+    "mask_ce": ("columns with ce_score above 0.9 masked", ("steps.dual_1.mask_ce_above=0.9",)),
+    "mask_margin": ("columns 0.1 above the positive masked (Qwen3-Embedding)",
+                    ("steps.dual_1.mask_margin=0.1",)),
+    "bm25": ("found by BM25 (DPR)", ("denoise.pool=bm25",)),
+    "both": ("found by BM25 and dual_0 in turn", ("denoise.pool=both",)),
+}  # fmt: skip
+"""What `--also` takes: dual_1 with one other rule, in words and as fields of a recipe."""
+
+UNDENOISED = (
+    "denoise.off=true", "denoise.filter={}", "denoise.promote=false",
+    "steps.dual_1.mask_ce_above=null",
+    *(f"steps.{step}.loss.{loss}=0" for step in ("dual_1", "dual_2")
+      for loss in ("kl", "margin_mse")),
+)  # fmt: skip
+"""No denoising, and nothing else that asks a cross-encoder."""
+
+FIGURES = ("negatives", "augmented")
+AUGMENTED = (0.25, 0.5)
+"""Shares of the unlabelled questions in the figure, beside none (dual_1) and all (dual_2)."""
+
+LENT = (
+    "passages", "queries", "query_tokens", "passage_tokens", "cross_query_tokens",
+    "cross_passage_tokens", "initial", "initial_embeddings", "initial_test", "bm25_test",
+    "bm25_train",
+)  # fmt: skip
+"""Stages that no seed changes and that take time."""
+
+OWN = {
+    "dual_0": ("dual_0_examples", "dual_0"),
+    "dual_1": ("denoise", "dual_1_examples", "dual_1"),
+    "dual_2": ("augment", "dual_2_examples", "dual_2"),
+}
+"""Stages whose time a row of the run itself costs; what rows share is nobody's."""
+
+
+def ablate(
+    name: str,
+    out: Path,
+    *,
+    data: Path | None = None,
+    unlabelled: Path | None = None,
+    overrides: Sequence[str] = (),
+    seeds: int = 3,
+    asked: Asked | None = None,
+    take_over: bool = False,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Every row with every seed into `out`, or the rest of it. Returns what ablation.json holds.
+
+    Raises:
+        UserError: anything a person can mend, before anything is trained where possible.
+    """
+    recipe, asked = recipes.load(name, overrides), asked or Asked()
+    rows = planned(recipe, asked)
+    display = display or Display()
+    _check_folder(out)
+    dataset = tables.locate(recipe, out, data, unlabelled)
+    found: list[dict[str, Any]] = []
+    for number in range(seeds):
+        seed = recipe.seed + number
+        folder = out / f"seed-{seed}"
+        display.say(f"rocketray: recipe {recipe.name}, seed {seed} ({number + 1} of {seeds})")
+        if number == 0:
+            say_departures(recipe, display)
+        with claimed(folder, take_over) as claim:
+            if number:
+                lend(out / f"seed-{recipe.seed}", folder)
+            told = recipes.changed(recipe, [f"seed={seed}", f"data.seed={recipe.data_seed}"])
+            found.append(one_seed(told, rows, Workflow(told, claim, display), dataset))
+    return conclude(out, recipe, asked, rows, found, display)
+
+
+def _check_folder(out: Path) -> None:
+    ours = re.compile(r"seed-\d+|data|ablation\..*|times\.json|\..*")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out needs a folder.")
+    inside = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if other := [name for name in inside if not ours.fullmatch(name)]:
+        raise UserError(
+            f"{out} holds something else than an ablation ({', '.join(other[:3])}). Give --out a"
+            " new or empty folder."
+        )
+
+
+def lend(first: Path, other: Path) -> None:
+    """Link the first seed's versions of what no seed changes into another's folder.
+
+    They are found there as finished: a version's name is its content's. Times stay behind, for
+    they were spent once.
+    """
+    for name, folder in RunFolder(first).current().items():
+        target = other / "stages" / folder
+        if name in LENT and not target.exists():
+            temporary = target.with_name(f".{folder}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            left_out = shutil.ignore_patterns("timing.json")
+            shutil.copytree(first / "stages" / folder, temporary, copy_function=os.link,
+                            ignore=left_out)  # fmt: skip
+            temporary.replace(target)
+
+
+# --------------------------------------------------------------------------------- which rows
+
+
+def planned(recipe: Recipe, asked: Asked) -> list[Row]:
+    """Rows beside those of an ordinary run, in the order in which they are made.
+
+    Raises:
+        UserError: an unknown name, a group as large as the batch, weights that are not there.
+    """
+    _check(recipe, asked)
+    undenoised = Row("undenoised", "hard negatives, not denoised", hard_step, UNDENOISED)
+    rows = [_group(asked.in_batch), undenoised]
+    for name in asked.also:
+        words, settings = VARIANTS[name]
+        rows.append(Row(f"also_{name}", f"hard negatives {words}", hard_step, settings))
+    for name in asked.weights:
+        setting = f"model.dual.weights={json.dumps(name)}"
+        rows.append(Row(f"weights_{_slug(name)}", f"dual_0 from {name}", other_weights, (setting,)))
+    if "negatives" in asked.figures:
+        rows += [_group(size) for size in groups(recipe) if size != asked.in_batch]
+    if "augmented" in asked.figures:
+        rows += [
+            Row(f"augmented_{share * 100:.0f}", f"{share:.0%} of the unlabelled questions",
+                part_augmented, share=share)
+            for share in AUGMENTED
+        ]  # fmt: skip
+    for row in rows:
+        recipes.changed(recipe, row.settings)  # A rule that the recipe cannot have shows here.
+    return rows
+
+
+def _check(recipe: Recipe, asked: Asked) -> None:
+    for kind, names, known in (
+        ("--also", asked.also, list(VARIANTS)),
+        ("--figure", asked.figures, list(FIGURES)),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"{kind} {unknown[0]!r}: there are {', '.join(known)}.")
+    slugs = tuple(_slug(name) for name in asked.weights)
+    for names in (asked.also, asked.figures, slugs):
+        if len(set(names)) < len(names):
+            raise UserError(f"the same name twice among {', '.join(names)}.")
+    batch = recipe.steps.dual_0.global_batch
+    if not 1 <= asked.in_batch < batch:
+        raise UserError(
+            f"--in-batch {asked.in_batch}: groups must be smaller than the batch,"
+            f" steps.dual_0.global_batch {batch}; as large, they are cross-batch negatives."
+        )
+    if asked.in_batch == 1 and recipe.steps.dual_0.negatives == "none":
+        raise UserError("--in-batch 1 without steps.dual_0.negatives leaves no negative at all.")
+    if recipe.denoise.off:
+        raise UserError("denoise.off leaves nothing to compare: an ablation makes that row itself.")
+    for name in asked.weights:
+        if name != "tiny":
+            initial_weights.resolve(name)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.rstrip("/").rpartition("/")[2]).lower()
+
+
+def _group(size: int) -> Row:
+    return Row(f"in_batch_{size}", f"in-batch negatives, groups of {size}", first_step,
+               (f"steps.dual_0.in_batch={size}",))  # fmt: skip
+
+
+def groups(recipe: Recipe) -> list[int]:
+    """Sizes of the figure's groups: powers of four below the batch that leave a negative."""
+    told = recipe.steps.dual_0
+    sizes = [4**power for power in range(20) if 4**power < told.global_batch]
+    return sizes if told.negatives != "none" else sizes[1:]
+
+
+# --------------------------------------------------------------------------------- making rows
+
+
+def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset) -> dict[str, Any]:
+    """A whole run, then the other rows: what was measured and what it took."""
+    artifacts.write_text(flow.folder.path / "recipe.yaml", recipes.dump(told))
+    ready = pipeline.prepare(flow, dataset)
+    if "test" not in ready.tables.chosen:
+        raise UserError("an ablation needs judged questions: add qrels/test.tsv or qrels/dev.tsv.")
+    if any(row.make is part_augmented for row in rows) and "unlabelled" not in ready.tables.chosen:
+        raise UserError("--figure augmented needs unlabelled questions: add --unlabelled FILE.")
+    pipeline.run(flow, ready)
+    results.conclude(flow)
+    own = {name: stages for name, stages in OWN.items() if name in flow.made}
+    for row in rows:
+        before = set(flow.made)
+        row.make(flow, ready, row)
+        own[row.name] = tuple(name for name in flow.made if name not in before)
+    return {
+        "seed": told.seed,
+        "measured": {name: measured(flow, name, run) for name, run in runs_of(flow, rows)},
+        "facts": {name: facts(flow, name) for name in own},
+        "seconds": {name: seconds(flow, stages) for name, stages in own.items()},
+        "cross": cross_quality(flow),
+        "removed": removed(flow),
+        "pool": dict(flow.made["both_train"].facts) if "both_train" in flow.made else None,
+    }
+
+
+def first_step(flow: Workflow, ready: Ready, row: Row) -> None:
+    """dual_0 by other rules, from the same examples."""
+    told = recipes.changed(flow.recipe, row.settings).steps.dual_0
+    finish(flow, ready, row, flow.made["dual_0_examples"], told)
+
+
+def other_weights(flow: Workflow, ready: Ready, row: Row) -> None:
+    """dual_0 from other initial weights, with their tokenizer (the paper's Table 6)."""
+    told = recipes.changed(flow.recipe, row.settings).model.dual
+    dual = pipeline.initial_dual(flow, told, f"{row.name}_initial")
+    folder, limits = pipeline.tokenizer_of(dual), (told.query_length, told.passage_length)
+    wanted = {f"{row.name}_": (folder, limits)}
+    (tokens,) = pipeline.token_stores(flow, ready.tables, wanted)
+    other = replace(ready, dual=dual, dual_tokens=tokens)
+    finish(flow, other, row, flow.made["dual_0_examples"], flow.recipe.steps.dual_0)
+
+
+def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
+    """dual_1 by other rules, for as many steps."""
+    changed = recipes.changed(flow.recipe, row.settings)
+    told, positives = changed.steps.dual_1, _positives(flow, ready)
+    run = pipeline.pool(flow, ready, flow.made["dual_0_train"], changed.denoise)
+    verdicts = flow.made["denoise"]
+    if changed.denoise != flow.recipe.denoise:
+        verdicts = pipeline.denoise(
+            flow, ready, run, flow.made["cross"], positives, changed.denoise, f"{row.name}_verdicts"
+        )
+    examples = pipeline.hard_examples(
+        flow, ready, row.name, verdicts, positives, run, told=told
+    )  # fmt: skip
+    told = equally_long(told, examples.rows, flow.made["dual_1_examples"].rows)
+    finish(flow, ready, row, examples, told)
+
+
+def equally_long(told: HardStep, rows: int, others: int) -> HardStep:
+    """As many optimiser steps on `rows` examples as its epochs are on `others`."""
+    steps = steps_of(others, told.global_batch, told.epochs)
+    if not rows or steps_of(rows, told.global_batch, told.epochs) == steps:
+        return told
+    return told.model_copy(update={"epochs": steps * told.global_batch / rows})
+
+
+def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
+    """dual_2 from a share of the unlabelled questions: a larger share holds the smaller one."""
+    table = flow.made["augment"].read()
+    queries = table["query"].to_numpy()
+    chosen = schema.sample(queries, round(row.share * len(queries)), flow.recipe.seed)
+    kept = table.filter(pa.array(np.isin(queries, chosen)))
+    size = flow.recipe.blocks.queries
+    pseudo = tables.as_version(flow, f"{row.name}_verdicts", kept, size)
+    told = flow.recipe.steps.dual_2
+    run = pipeline.pool(flow, ready, flow.made["dual_0_train"], flow.recipe.denoise)
+    examples = pipeline.hard_examples(
+        flow, ready, row.name, flow.made["denoise"], _positives(flow, ready), run, pseudo, told
+    )
+    finish(flow, ready, row, examples, told)
+
+
+def finish(flow: Workflow, ready: Ready, row: Row, examples: Version, told: DualStep) -> None:
+    """Train a row's model and search the test questions with it."""
+    model = pipeline.train_dual(flow, ready, row.name, examples, told)
+    pipeline.retrieve(flow, ready, {row.name: model}, {row.name: ["test"]})
+
+
+def _positives(flow: Workflow, ready: Ready) -> Version:
+    return flow.made.get("answer_positives") or ready.tables.qrels["train"]
+
+
+# -------------------------------------------------------------------------------- measuring them
+
+
+def runs_of(flow: Workflow, rows: Sequence[Row]) -> Iterator[tuple[str, pa.Table]]:
+    """The run over the test questions of every row."""
+    own = results.test_runs(flow)
+    if "augment" not in flow.made:  # Then dual_2 is dual_1 again.
+        own = {name: run for name, run in own.items() if name not in ("dual_2", "reranked")}
+    yield from own.items()
+    for row in rows:
+        yield row.name, flow.made[f"{row.name}_test"].read()
+
+
+def measured(flow: Workflow, name: str, run: pa.Table) -> pd.DataFrame:
+    """One row per test question, one column per measure. Kept as a version."""
+    sources = ("dual_2_test", "dual_2_test_scored") if name == "reranked" else (f"{name}_test",)
+    read = (*sources, results.held_out(flow).name, "test_queries")
+    identity = {"code": 1, "recipe": {}, "inputs": {n: flow.made[n].digest for n in read}}
+
+    def make() -> list[artifacts.Parts]:
+        frame = measures.per_query(run, results.judged(flow), MEASURES).reset_index()
+        return [{artifacts.TABLE: pa.table({column: frame[column].to_numpy() for column in frame})}]
+
+    version = flow.small(f"{name}_measures", identity, make)
+    frame: pd.DataFrame = version.read().to_pandas().set_index("query")
+    return frame
+
+
+def facts(flow: Workflow, name: str) -> dict[str, Any]:
+    """What a model was trained on."""
+    if name not in flow.made:
+        return {}
+    trained = flow.made[name].facts
+    return {field: trained[field] for field in ("steps", "rows", "negatives_per_query")}
+
+
+def seconds(flow: Workflow, stages: Sequence[str]) -> float:
+    """What a row took: training and what comes before it, not encoding and searching after it."""
+    after = ("_embeddings", "_test", "_cells", "_measures")
+    wanted = {name for name in stages if not name.endswith(after)}
+    return float(sum(row["seconds"] for row in flow.timings() if row["stage"] in wanted))
+
+
+def cross_quality(flow: Workflow) -> dict[str, float] | None:
+    """MRR@10 on dev of dual_0's first passages, as they are and as cross orders them."""
+    if "dual_0_dev" not in flow.made:
+        return None
+    run = flow.made["dual_0_dev"].read()
+    table = flow.made["qrels_dev"].read()
+    asked = np.isin(table["query"].to_numpy(), run["query"].to_numpy())
+    retriever = measures.evaluate(run, table.filter(pa.array(asked)), ["mrr@10"])["mrr@10"]
+    return {"dual_0": retriever, "cross": flow.made["cross"].facts["dev_mrr"]}
+
+
+def removed(flow: Workflow) -> dict[str, list[float]]:
+    """Share of unlabelled passages that denoising took out, by rank (the paper's Figure 5)."""
+    found = denoised.read(flow.made["denoise"])
+    kinds = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN)
+    return {verdict.value: found.shares(verdict).tolist() for verdict in kinds}
+
+
+# ----------------------------------------------------------------------------- what came of them
+
+
+def conclude(
+    out: Path, recipe: Recipe, asked: Asked, rows: Sequence[Row], found: list[dict[str, Any]],
+    display: Display,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare, show, and write what people open."""
+    words = report.MODELS | {row.name: row.words for row in rows}
+    measured_rows = {
+        name: Measured(name, words[name], [seed["measured"][name] for seed in found],
+                       [seed["facts"].get(name, {}) for seed in found])
+        for name in found[0]["measured"]
+    }  # fmt: skip
+    shown = {
+        "recipe": recipe.name,
+        "seeds": [seed["seed"] for seed in found],
+        "departures": [str(departure) for departure in recipes.departures(recipe)],
+        **compared(measured_rows, f"in_batch_{asked.in_batch}", rows_by_kind(rows, recipe, asked)),
+        "cross": mean_of([seed["cross"] for seed in found if seed["cross"]]),
+        "removed": {
+            verdict: mean_by_rank([seed["removed"][verdict] for seed in found])
+            for verdict in found[0]["removed"]
+        },
+        "pool": mean_of([seed["pool"] for seed in found if seed["pool"]]),
+    }
+    shown["notes"] = notes(shown)
+    times = {
+        name: {str(seed["seed"]): seed["seconds"][name] for seed in found}
+        for name in found[0]["seconds"]
+    }
+    artifacts.write_json(out / "ablation.json", shown)
+    artifacts.write_json(out / "times.json", times)
+    page.write(out, shown, times)
+    for table in screen(shown, times):
+        display.show(table)
+    for line in (*page.sentences(shown), *shown["notes"]):
+        display.say(f"  {line}")
+    display.say(f"report: {out / 'ablation.html'}")
+    return shown
+
+
+def rows_by_kind(rows: Sequence[Row], recipe: Recipe, asked: Asked) -> dict[str, list[str]]:
+    """Names of rows beside the table, by what they are compared in."""
+    negatives = sorted(
+        (row.name for row in rows if row.make is first_step),
+        key=lambda name: int(name.rpartition("_")[2]),
+    )
+    kinds = {
+        "also": [row.name for row in rows if row.name.startswith("also_")],
+        "weights": [row.name for row in rows if row.make is other_weights],
+        "negatives": [*negatives, "dual_0"] if "negatives" in asked.figures else [],
+        "augmented": [
+            "dual_1", *(row.name for row in rows if row.make is part_augmented), "dual_2",
+        ] if "augmented" in asked.figures else [],
+    }  # fmt: skip
+    return {kind: names for kind, names in kinds.items() if names}
+
+
+def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Column by column, over seeds."""
+    if not rows:
+        return None
+    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0]}
+
+
+def mean_by_rank(lists: Sequence[Sequence[float]]) -> list[float]:
+    """Over seeds; past the end of a list there is nothing."""
+    depth = max(map(len, lists))
+    padded = [[*row, *[0.0] * (depth - len(row))] for row in lists]
+    return [round(float(mean), 6) for mean in np.mean(padded, axis=0)]
+
+
+def screen(shown: Mapping[str, Any], times: page.Times) -> Iterator[Table]:
+    """The tables as a terminal has them."""
+    titles = {kind: words[0] for kind, words in page.TABLES.items() if kind in shown}
+    for kind, title in {"rows": f"{shown['questions']:,} test questions", **titles}.items():
+        table = Table(title=title, title_justify="left")
+        for name in ("row", shown["measure"], "spread", "difference", "p", "paper", "time"):
+            table.add_column(name, justify="left" if name == "row" else "right")
+        for row in shown[kind]:
+            took = page.mean_seconds(times, row["row"])
+            table.add_row(row["words"], *page.cells(row), "" if took is None else clock(took))
+        yield table
+
+
+def notes(shown: Mapping[str, Any]) -> list[str]:
+    """What a reader of the tables must know, above all what makes them mean less than they seem."""
+    by_name = {row["row"]: row for row in shown["rows"]}
+    found = []
+    cross = shown["cross"]
+    if cross and cross["cross"] <= cross["dual_0"]:
+        found.append(
+            f"Warning: on dev the cross-encoder orders dual_0's passages no better than dual_0"
+            f" (MRR@10 {cross['cross']:.4f} against {cross['dual_0']:.4f}). Its verdicts are weak,"
+            " and denoising may look useless for that reason alone: give steps.cross more steps."
+        )
+    if "reranked" in by_name and by_name["reranked"]["mean"] <= by_name["dual_2"]["mean"]:
+        found.append(
+            f"Warning: reranking dual_2 by the cross-encoder does not help (MRR@10"
+            f" {by_name['reranked']['mean']:.4f} against {by_name['dual_2']['mean']:.4f})."
+        )
+    if "dual_2" not in by_name:
+        found.append("Note: there are no unlabelled questions, so no row for data augmentation.")
+    if pool := shown["pool"]:
+        found.append(
+            f"Pool of BM25 and dual_0: {pool['dual_0']:,.0f} candidates were found by dual_0 alone,"
+            f" {pool['bm25']:,.0f} by BM25 alone, {pool['both']:,.0f} by both."
+        )
+    return found

@@ -1,0 +1,121 @@
+"""The paper's rules (RocketQA, arXiv 2010.08191), and where a recipe departs from them.
+
+A rule says how something is done; numbers that belong to a data set or a machine (epochs, batches,
+learning rates, depths, numbers of negatives) are none. Sources stand beside the values in the
+recipes `msmarco` and `nq`, which depart nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+_DUAL_STEP: dict[str, Any] = {
+    "warmup": 0.1,
+    "schedule": "linear",
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "in_batch": None,
+    "mask_known": False,
+    "mask_ce_above": None,
+    "mask_margin": None,
+    "dimensions": [],
+    "loss.contrastive": 1.0,
+    "loss.kl": 0.0,
+    "loss.margin_mse": 0.0,
+    "loss.passage": 0.0,
+}
+_HARD_STEP = {**_DUAL_STEP, "sample": "top", "from_rank": 1}
+_CROSS_STEP: dict[str, Any] = {
+    "warmup": 0.0,
+    "schedule": "constant",
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "loss": "pointwise",
+    "adversarial": 0.0,
+}
+
+RULES: dict[str, Any] = {
+    "model.dual.towers": "two",
+    "model.dual.pooling": "cls",
+    "model.dual.similarity": "dot",
+    "model.dual.temperature": 1.0,
+    "model.dual.query_length": 32,
+    "model.dual.passage_length": 128,
+    "model.dual.query_prompt": "",
+    "model.dual.passage_prompt": "",
+    "model.cross.length": 160,
+    **{f"steps.dual_0.{field}": value for field, value in _DUAL_STEP.items()},
+    **{f"steps.cross.{field}": value for field, value in _CROSS_STEP.items()},
+    **{f"steps.dual_1.{field}": value for field, value in _HARD_STEP.items()},
+    **{f"steps.dual_2.{field}": value for field, value in _HARD_STEP.items()},
+    "denoise.negative_below": 0.1,
+    "denoise.positive_above": 0.9,
+    "denoise.off": False,
+    "denoise.pool": "dual_0",
+    "denoise.filter.percpos": None,
+    "denoise.filter.marginpos": None,
+    "denoise.promote": False,
+    "data.hide_labels": 0.0,
+}
+"""Field of a recipe -> what the paper does; where the paper is silent, its released scripts."""
+
+
+class Departure(NamedTuple):
+    """One field in which a recipe is not the paper's."""
+
+    field: str
+    value: Any
+    paper: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} {_word(self.value)} ({_word(self.paper)})"
+
+
+def departures(tree: Mapping[str, Any]) -> list[Departure]:
+    """Every rule that a whole recipe, as plain values, does not keep; in the recipe's order."""
+    found = ((field, _at(tree, field), value) for field, value in RULES.items())
+    return [Departure(*row) for row in found if row[1] != row[2]]
+
+
+def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's tree with the paper's rule wherever it says nothing itself."""
+    whole = dict(tree)
+    for field, value in RULES.items():
+        *parents, last = field.split(".")
+        fields = whole
+        for parent in parents:
+            below = fields.get(parent, {})
+            if not isinstance(below, Mapping):  # A mistake; who reads the recipe will say so.
+                break
+            fields[parent] = fields = dict(below)
+        else:
+            if field != "denoise.off":  # The default, too; and YAML may have spelled it `false`.
+                fields.setdefault(last, value)
+    return whole
+
+
+def comment(tree: Mapping[str, Any]) -> str:
+    """The departures as lines of YAML that change nothing."""
+    return "".join(f"{line}\n" for line in _lines(departures(tree)))
+
+
+def _lines(found: list[Departure]) -> Iterator[str]:
+    if found:
+        yield "# Departs from the paper's rules; in brackets the paper's:"
+        yield from (f"#   {departure}" for departure in found)
+    else:
+        yield "# Departs from none of the paper's rules."
+
+
+def _at(tree: Mapping[str, Any], field: str) -> Any:
+    value: Any = tree
+    for name in field.split("."):
+        value = value[name]
+    return value
+
+
+def _word(value: Any) -> str:
+    """As YAML has it."""
+    return value if isinstance(value, str) and value else json.dumps(value)

@@ -1,0 +1,307 @@
+"""An ablation over made-up data without Ray: its rows, what is made once, stopped and gone on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rocketray import ablation, cli, comparison, workflow
+from rocketray.ablation import FIGURES, Asked, ablate, equally_long, planned
+from rocketray.artifacts import RunFolder
+from rocketray.engine import training
+from rocketray.errors import UserError
+from rocketray.model.order import steps_of
+from rocketray.pipeline import STEPS
+from rocketray.progress import Display
+from rocketray.recipe import HardStep, load
+from rocketray.report import MODELS
+from tests.test_pipeline import RECIPE, write_data
+
+ASKED = Asked(in_batch=4)
+MIDDLE, HIGHER = 0.27, 0.35
+TABLE = ["bm25", "initial", "in_batch_4", "dual_0", "undenoised", "dual_1", "dual_2", "reranked"]
+
+
+class Place:
+    """A data set, a recipe, and what was made: stages by bulk work and models by training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.out, self.recipe = folder / "data", folder / "out", folder / "mine.yaml"
+        write_data(self.data)
+        # A cross-encoder that has hardly learned says almost the same to all.
+        recipe = RECIPE.replace("negative_below: 0.45", f"negative_below: {MIDDLE}")
+        self.recipe.write_text(recipe.replace("positive_above: 0.55", f"positive_above: {HIGHER}"))
+        self.bulk, self.trained = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        self.stop_before: tuple[str, str] | None = None
+
+    def run(self, seeds: int = 2, asked: Asked = ASKED) -> dict[str, Any]:
+        display = Display(Console(file=io.StringIO(), width=200))
+        return ablate(str(self.recipe), self.out, data=self.data, seeds=seeds, asked=asked,
+                      display=display)  # fmt: skip
+
+    def watched(self, monkeypatch: pytest.MonkeyPatch) -> Place:
+        """Count what is really made, and stop where a kill is wanted."""
+        run_jobs, fit = workflow.run_jobs, training.fit
+
+        def counted_jobs(jobs: Any, *rest: Any) -> None:
+            for job in jobs:
+                if job.todo():
+                    self.bulk[seed_of(job.draft.path), job.draft.stage] += 1
+            run_jobs(jobs, *rest)
+
+        def counted_fit(job: Any, cluster: Any) -> Any:
+            model = seed_of(job.out), job.name
+            if model == self.stop_before:
+                raise KeyboardInterrupt
+            self.trained[model] += 1
+            return fit(job, cluster)
+
+        monkeypatch.setattr(workflow, "run_jobs", counted_jobs)
+        monkeypatch.setattr(training, "fit", counted_fit)
+        return self
+
+
+def seed_of(path: Path) -> str:
+    """seed-3/stages/NAME-... -> seed-3"""
+    return path.parents[1].name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any]]:
+    """Two seeds, undisturbed."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        place = Place(tmp_path_factory.mktemp("ablation")).watched(monkeypatch)
+        return place, place.run()
+
+
+# ------------------------------------------------------------------------------- a whole ablation
+
+
+def test_rows_are_in_the_order_of_the_papers_table(finished: tuple[Place, dict[str, Any]]) -> None:
+    _, shown = finished
+    assert [row["row"] for row in shown["rows"]] == TABLE
+
+
+def test_negatives_are_counted_from_group_and_batch(
+    finished: tuple[Place, dict[str, Any]],
+) -> None:
+    """Two passages a question (its positive and one random), 8 questions a batch."""
+    counts = {row["row"]: row["negatives"] for row in finished[1]["rows"]}
+    assert (counts["in_batch_4"], counts["dual_0"]) == (2 * 4 - 1, 2 * 8 - 1)
+
+
+def test_what_rows_share_is_made_once_and_what_no_seed_changes_once_for_all(
+    finished: tuple[Place, dict[str, Any]],
+) -> None:
+    place, _ = finished
+    assert set(place.bulk.values()) == set(place.trained.values()) == {1}
+    models = (*STEPS, "in_batch_4", "undenoised")
+    assert set(place.trained) == {(seed, name) for seed in ("seed-3", "seed-4") for name in models}
+    for name in ("passages", "queries", "passage_tokens", "initial_embeddings", "bm25_test"):
+        assert [seed for seed, stage in place.bulk if stage == name] == ["seed-3"]
+    for name in ("dual_0_embeddings", "dual_0_train", "dual_0_train_scored"):
+        assert [seed for seed, stage in place.bulk if stage == name] == ["seed-3", "seed-4"]
+
+
+def test_compared_rows_train_equally_long(finished: tuple[Place, dict[str, Any]]) -> None:
+    steps = {row["row"]: row["steps"] for row in finished[1]["rows"]}
+    assert steps["in_batch_4"] == steps["dual_0"] == 2
+    assert steps["undenoised"] == steps["dual_1"]
+
+
+def test_every_seed_is_an_ordinary_run_over_the_same_data(
+    finished: tuple[Place, dict[str, Any]],
+) -> None:
+    place, shown = finished
+    assert shown["seeds"] == [3, 4]
+    for name in ("test_queries", "train_queries", "initial_test"):
+        one, other = (RunFolder.open(place.out / f"seed-{s}").version(name) for s in (3, 4))
+        assert one.digest == other.digest
+    one, other = (RunFolder.open(place.out / f"seed-{seed}").version("dual_0") for seed in (3, 4))
+    assert one.digest != other.digest
+    for seed in (3, 4):
+        folder = place.out / f"seed-{seed}"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert set(metrics) == set(MODELS)
+        assert (folder / "report.html").is_file()
+        for row in shown["rows"]:
+            if row["row"] in metrics:
+                value = row["by_seed"][seed - 3]
+                assert value == pytest.approx(metrics[row["row"]][comparison.MEASURE], abs=1e-6)
+
+
+def test_undenoised_takes_what_denoising_removes(finished: tuple[Place, dict[str, Any]]) -> None:
+    folder = RunFolder.open(finished[0].out / "seed-3")
+    facts = folder.version("undenoised_verdicts").facts
+    assert facts["uncertain"] == facts["likely_false_negative"] == 0
+    removed = folder.version("denoise").facts
+    assert facts["hard_negative"] == sum(
+        removed[name] for name in ("hard_negative", "uncertain", "likely_false_negative")
+    )
+    assert removed["uncertain"] + removed["likely_false_negative"] > 0
+
+
+def test_what_people_open_says_what_the_json_does(finished: tuple[Place, dict[str, Any]]) -> None:
+    place, shown = finished
+    assert json.loads((place.out / "ablation.json").read_text()) == shown
+    html = (place.out / "ablation.html").read_text()
+    page = (place.out / "ablation.md").read_text()
+    for text in (html, page):
+        assert "<script" not in text
+        for row in shown["rows"]:
+            assert f"{row['mean']:.4f}" in text
+    assert not re.findall(r'(?:src|href)="(?!#)', html)
+    assert shown["order"].startswith("The paper's order ")
+    assert shown["order"] in page
+    times = json.loads((place.out / "times.json").read_text())
+    assert set(times["dual_1"]) == {"3", "4"}
+    assert times["undenoised"]["3"] > 0
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_is_as_if_undisturbed(
+    finished: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before a shared model of the first seed, and before a row of each."""
+    undisturbed, _ = finished
+    place = Place(tmp_path).watched(monkeypatch)
+    for seed, name in (("seed-3", "cross"), ("seed-3", "undenoised"), ("seed-4", "in_batch_4")):
+        place.stop_before = seed, name
+        with pytest.raises(KeyboardInterrupt):
+            place.run()
+    place.stop_before = None
+    place.run()
+    found, expected = (p.out / "ablation.json" for p in (place, undisturbed))
+    assert found.read_bytes() == expected.read_bytes()
+    assert place.trained == undisturbed.trained
+    assert set(place.bulk.values()) == {1}
+
+
+def test_figures_and_other_weights_add_to_what_is_there(
+    finished: tuple[Place, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test of this folder: it changes it."""
+    place, before = finished
+    place.watched(monkeypatch)
+    place.bulk.clear()
+    place.trained.clear()
+    asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both",))
+    after = place.run(seeds=1, asked=asked)
+    made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50", "also_both")
+    assert set(place.trained) == {("seed-3", name) for name in made}
+    assert [row["by_seed"][0] for row in after["rows"]] == [
+        row["by_seed"][0] for row in before["rows"]
+    ]
+    assert after["also"][0]["steps"] == after["rows"][TABLE.index("dual_1")]["steps"]
+    assert sum(after["pool"].values()) == 16 * 5
+    # The recipe's own weights, called by their name: the same model once more.
+    assert after["weights"][0]["mean"] == after["rows"][TABLE.index("dual_0")]["mean"]
+    assert [(point["row"], point["x"]) for point in after["negatives"]] == [
+        ("in_batch_1", 1), ("in_batch_4", 7), ("dual_0", 15),
+    ]  # fmt: skip
+    assert [point["row"] for point in after["augmented"]] == [
+        "dual_1", "augmented_25", "augmented_50", "dual_2",
+    ]  # fmt: skip
+    folder = RunFolder.open(place.out / "seed-3")
+    quarter, half, whole = (
+        set(folder.version(name).read()["query"].to_pylist())
+        for name in ("augmented_25_verdicts", "augmented_50_verdicts", "augment")
+    )
+    assert quarter < half < whole
+    assert (len(quarter), len(half), len(whole)) == (2, 4, 9)
+    page = (place.out / "ablation.html").read_text()
+    assert "Number of negatives" in page
+    assert "Amount of augmented data" in page
+
+
+# ---------------------------------------------------------------------------------------- details
+
+
+def test_as_many_steps_whatever_the_number_of_examples() -> None:
+    told = HardStep(epochs=1.5, global_batch=64)
+    for rows in (1, 63, 64, 500, 2500, 7777):
+        same = equally_long(told, rows, 2500)
+        assert steps_of(rows, 64, same.epochs) == steps_of(2500, 64, 1.5) == 59
+    assert equally_long(told, 2499, 2500) is told
+
+
+def test_the_default_rows() -> None:
+    assert [row.name for row in planned(load("small"), Asked())] == ["in_batch_16", "undenoised"]
+
+
+def test_every_variant_is_a_recipe_and_differs_from_it() -> None:
+    rows = planned(load("ablate"), Asked(also=tuple(ablation.VARIANTS)))
+    assert [row.name.removeprefix("also_") for row in rows[2:]] == list(ablation.VARIANTS)
+
+
+def test_groups_of_the_figure_leave_a_negative() -> None:
+    assert ablation.groups(load("small")) == [4, 16]
+    assert ablation.groups(load("small", ["steps.dual_0.negatives=random"])) == [1, 4, 16]
+
+
+@pytest.mark.parametrize(
+    ("asked", "settings", "message"),
+    [
+        (Asked(also=("perkpos",)), [], "--also 'perkpos': there are percpos, marginpos,"),
+        (Asked(figures=("ranks",)), [], "--figure 'ranks': there are negatives, augmented."),
+        (Asked(also=("kl", "kl")), [], "the same name twice among kl, kl"),
+        (Asked(weights=("a/x-y", "b/x.y/")), [], "the same name twice among x_y, x_y"),
+        (Asked(in_batch=64), [], "groups must be smaller than the batch"),
+        (Asked(in_batch=1), [], "leaves no negative at all"),
+        (Asked(), ["denoise.off=true"], "denoise.off leaves nothing to compare"),
+        (Asked(weights=("./nowhere",)), [], "nowhere"),
+        (Asked(also=("both",)), ["denoise.depth=101"], "depth and fill ask for 101 passages"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(
+    asked: Asked, settings: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        planned(load("small", settings), asked)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds something else than an ablation \(thesis.tex\)"):
+        ablate("tiny", tmp_path)
+
+
+def test_a_weak_cross_encoder_is_said_aloud() -> None:
+    rows = [{"row": "dual_2", "mean": 0.5}, {"row": "reranked", "mean": 0.5}]
+    found = ablation.notes({"rows": rows, "cross": {"dual_0": 0.4, "cross": 0.3}, "pool": None})
+    assert [text.split(":")[0] for text in found] == ["Warning", "Warning"]
+    assert "MRR@10 0.3000 against 0.4000" in found[0]
+    strong = [{"row": "dual_2", "mean": 0.5}, {"row": "reranked", "mean": 0.6}]
+    assert (
+        ablation.notes({"rows": strong, "cross": {"dual_0": 0.3, "cross": 0.4}, "pool": None}) == []
+    )
+
+
+def test_without_unlabelled_questions_the_row_is_left_out_and_said() -> None:
+    assert (
+        "no row for data augmentation"
+        in ablation.notes({"rows": [], "cross": None, "pool": None})[0]
+    )
+
+
+def test_lists_of_other_lengths_have_a_mean() -> None:
+    assert ablation.mean_by_rank([[1.0, 0.5], [0.0]]) == [0.5, 0.25]
+
+
+def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(ablation, "ablate", lambda *names, **options: seen.update(options))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(
+            ["ablate", "small", "--out", "o", "--seeds", "2", "--in-batch", "8", "--also", "kl",
+             "--also", "percpos", "--figure", "negatives", "--weights", "w", "--hide-labels", "0.5"]
+        )  # fmt: skip
+    assert seen["asked"] == Asked(8, ("negatives",), ("w",), ("kl", "percpos"))
+    assert (seen["seeds"], seen["overrides"]) == (2, ["data.hide_labels=0.5"])

@@ -1,0 +1,128 @@
+"""Rows beside each other: means, spreads and the paper's order, from numbers checked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from rocketray.comparison import MEASURE, Measured, claim, compared, line, order, spread
+
+QUESTIONS = 40
+QUIET: dict[str, list[str]] = {}
+
+
+def row(name: str, *seeds: float, **facts: float) -> Measured:
+    """Every question has the seed's value."""
+    frames = [pd.DataFrame({MEASURE: [value] * QUESTIONS, "recall@10": 1.0}) for value in seeds]
+    return Measured(name, f"the {name}", frames, [facts for _ in seeds])
+
+
+def table(**means: float) -> dict[str, Measured]:
+    return {name: row(name, mean) for name, mean in means.items()}
+
+
+AS_THE_PAPER = table(
+    initial=0.1, in_batch_4=0.3, dual_0=0.4, undenoised=0.2, dual_1=0.5, dual_2=0.6
+)
+
+
+def test_mean_and_spread_are_over_seeds() -> None:
+    found = line(row("dual_0", 0.25, 0.5, 0.75, steps=10), None)
+    assert found["by_seed"] == [0.25, 0.5, 0.75]
+    assert (found["mean"], found["spread"]) == (0.5, 0.25)
+    assert found["measures"] == {MEASURE: 0.5, "recall@10": 1.0}
+    assert (found["steps"], found["examples"], found["against"]) == (10, None, None)
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert spread([0.5]) is None
+
+
+def test_questions_are_averaged_over_seeds_before_they_are_compared() -> None:
+    """Two seeds that disagree about every question cancel out: a difference of zero."""
+    up = Measured("a", "", [pd.DataFrame({MEASURE: [v, 1 - v] * 5}) for v in (0.0, 1.0)], [{}, {}])
+    assert up.by_question().tolist() == [0.5] * 10
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "holds", "sure", "words"),
+    [
+        (0.5, 0.4, True, True, "p = 0.0001, in 1 of 1 seeds: holds."),
+        (0.4, 0.5, False, True, "p = 0.0001, in 0 of 1 seeds: is reversed."),
+        (0.5, 0.5, False, False, "p = 1.0000, in 0 of 1 seeds: equal."),
+    ],
+)
+def test_claims(better: float, worse: float, holds: bool, sure: bool, words: str) -> None:
+    found = claim(row("dual_1", better), row("dual_0", worse), 0.03)
+    assert (found["holds"], found["sure"]) == (holds, sure)
+    assert found["words"].startswith("dual_1 above dual_0: ")
+    assert "(paper +0.0300)" in found["words"]
+    assert found["words"].endswith(words)
+
+
+def test_a_gain_on_two_questions_may_be_luck() -> None:
+    """Two gains of one: of four pairs of signs two are as far from zero, p = 1/2."""
+    values = [1.0] * 2 + [0.0] * 38
+    better = Measured("a", "", [pd.DataFrame({MEASURE: values})], [{}])
+    found = claim(better, row("b", 0.0), 0.1)
+    assert found["p"] == pytest.approx(0.5, abs=0.02)
+    assert found["words"].endswith("holds, but may be luck.")
+
+
+def test_the_table_has_the_papers_order_and_each_row_the_one_above() -> None:
+    found = compared(AS_THE_PAPER | table(bm25=0.7, reranked=0.8), "in_batch_4", QUIET)
+    names = [line["row"] for line in found["rows"]]
+    assert names == ["bm25", "initial", "in_batch_4", "dual_0", "undenoised", "dual_1", "dual_2",
+                     "reranked"]  # fmt: skip
+    assert [line["against"] and line["against"]["row"] for line in found["rows"]] == [
+        None, *names[:-1],
+    ]  # fmt: skip
+    assert [line["paper"] for line in found["rows"]] == [
+        None, None, 0.3239, 0.3332, 0.2603, 0.3638, 0.3702, None,
+    ]  # fmt: skip
+    assert found["questions"] == QUESTIONS
+
+
+def test_the_papers_order_holds() -> None:
+    found = compared(AS_THE_PAPER, "in_batch_4", QUIET)
+    assert found["order"] == (
+        "The paper's order holds: 5 of 5 differences have its sign, 5 of them with p < 0.05;"
+        " 0 are reversed with p < 0.05."
+    )
+    differences = [round(claim["paper"], 4) for claim in found["claims"]]
+    assert differences == [0.0093, 0.0729, 0.1035, 0.0306, 0.0064]
+
+
+def test_the_papers_order_does_not_hold_when_one_pair_is_reversed() -> None:
+    rows = AS_THE_PAPER | table(undenoised=0.45)
+    assert compared(rows, "in_batch_4", QUIET)["order"].startswith(
+        "The paper's order does not hold as a whole: 4 of 5 differences have its sign, 4 of"
+    )
+
+
+def test_without_augmentation_there_is_no_claim_about_it() -> None:
+    rows = {name: found for name, found in AS_THE_PAPER.items() if name != "dual_2"}
+    claims = compared(rows, "in_batch_4", QUIET)["claims"]
+    assert [claim["better"] for claim in claims] == ["dual_0", "dual_0", "dual_1", "dual_1"]
+    assert "4 of 4" in order(claims)
+
+
+def test_other_rules_are_compared_with_dual_1_and_other_weights_with_dual_0() -> None:
+    rows = AS_THE_PAPER | table(also_kl=0.55, weights_x=0.45)
+    found = compared(rows, "in_batch_4", {"also": ["also_kl"], "weights": ["weights_x"]})
+    assert math.isclose(found["also"][0]["against"]["difference"], 0.05)
+    assert found["weights"][0]["against"]["row"] == "dual_0"
+
+
+def test_points_of_a_figure() -> None:
+    rows = {
+        "in_batch_4": row("in_batch_4", 0.25, 0.75, negatives_per_query=3),
+        "dual_0": row("dual_0", 0.5, 0.5, negatives_per_query=63),
+    }
+    found = compared(rows, "in_batch_4", {"negatives": ["in_batch_4", "dual_0"]})["negatives"]
+    assert [(p["x"], p["mean"], p["spread"]) for p in found] == [
+        (3, 0.5, round(math.sqrt(0.125), 6)),
+        (63, 0.5, 0.0),
+    ]
