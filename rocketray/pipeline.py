@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rocketray import artifacts, schema
+from rocketray import artifacts, calibration, schema
 from rocketray.artifacts import Version
 from rocketray.engine import training
 from rocketray.errors import UserError
@@ -374,7 +374,7 @@ def denoise(
             name="denoise",
             stage=Denoise,
             inputs={"scored": scored, "positives": positives},
-            settings=_thresholds(flow.recipe),
+            settings=_thresholds(flow, ready, cross),
             over="scored",
         )
     (verdicts,) = flow.bulk(spec)
@@ -392,15 +392,39 @@ def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -
             name="augment",
             stage=Augment,
             inputs={"scored": scored},
-            settings=_thresholds(flow.recipe),
+            settings=_thresholds(flow, ready, cross),
             over="scored",
         )
     )
     return verdicts
 
 
-def _thresholds(recipe: Recipe) -> dict[str, float]:
-    return recipe.denoise.model_dump(include={"negative_below", "positive_above"})
+def _thresholds(flow: Workflow, ready: Ready, cross: Version) -> dict[str, float]:
+    """Where ce_scores are cut into verdicts. Calibrated probabilities move the cuts and leave the
+    scores as they are."""
+    told = flow.recipe.denoise
+    thresholds = told.model_dump(include={"negative_below", "positive_above"})
+    scored = dev_scored(flow, ready, cross)
+    if told.calibration == "none":
+        return thresholds
+    if scored is None:
+        raise UserError(
+            f"denoise.calibration is {told.calibration}, and there are no dev questions to fit it"
+            " to. Add dev judgements, or set it to none."
+        )
+    pairs = calibration.labelled_pairs(scored, ready.tables.qrels["dev"].read())
+    return calibration.moved(calibration.fit(told.calibration, pairs), thresholds)
+
+
+def dev_scored(flow: Workflow, ready: Ready, cross: Version) -> Version | None:
+    """dual_0's passages for the dev questions with their ce_scores, where something asks: a
+    calibration is fitted to them, and `rocketray audit` chooses a threshold by them."""
+    name, run = "dual_0_dev_scored", flow.made.get("dual_0_dev")
+    asked = flow.recipe.denoise.calibration != "none" or flow.recipe.data.hide_positives
+    if run is None or not asked:
+        return None
+    depth = min(flow.recipe.evaluate.dev_rerank, flow.recipe.denoise.depth)
+    return flow.made.get(name) or score(flow, ready, name, run, cross, depth)
 
 
 def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | None:
@@ -692,12 +716,13 @@ def _dev_digest(dev: Dev | None) -> str | None:
 
 
 STAGES = (
-    "passages", "queries", "qrels_train", "qrels_hidden", "qrels_dev", "qrels_test",
+    "passages", "queries",
+    "qrels_train", "qrels_hidden", "qrels_hidden_positives", "qrels_dev", "qrels_test",
     "train_queries", "dev_queries", "test_queries", "unlabelled_queries",
     "initial", "initial_cross", "query_tokens", "passage_tokens",
     "dual_0_examples", "dual_0", "initial_embeddings", "dual_0_embeddings",
     "initial_test", "dual_0_train", "dual_0_dev", "dual_0_test",
-    "cross_examples", "cross", "dual_0_train_scored", "denoise",
+    "cross_examples", "cross", "dual_0_train_scored", "dual_0_dev_scored", "denoise",
     "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_unlabelled", "dual_1_test",
     "dual_1_unlabelled_scored", "augment",
     "dual_2_examples", "dual_2", "dual_2_embeddings", "dual_2_test", "dual_2_test_scored",
