@@ -571,6 +571,53 @@ def ablate(
     )  # fmt: skip
 
 
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray audit runs/first
+
+    rocketray audit runs/first --json | jq .by_rank
+"""
+)
+def audit(
+    folder: Annotated[Path, typer.Argument(help="A run that has come to denoising.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object; writes nothing.")] = False,
+) -> None:
+    """What denoising and pseudo labels did, threshold by threshold, from stored scores.
+
+    Writes audit.json and a section of report.html into the folder.
+    """
+    from rocketray import audit as auditing
+
+    auditing.write(folder, as_json=as_json)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray check --data my_corpus
+
+    rocketray check --data my_corpus --recipe msmarco --json
+"""
+)
+def check(
+    data: Annotated[Path, typer.Option(help="BEIR folder or MS MARCO TSV files, as for run.")],
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="More unlabelled questions: .jsonl, .tsv or .txt.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Whose lengths and tokenizer.")] = "small",
+    settings: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
+) -> None:
+    """A data set before anybody trains: leaks, duplicates, cut texts, labels, languages."""
+    from rocketray import checks
+
+    found = checks.check(data, unlabelled, recipe=recipe, overrides=list(settings or []))
+    checks.show(found, as_json=as_json)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 a bug or a lost machine, 2 the user can mend it,
     130 interrupted."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rocketray import artifacts, schema
+from rocketray import artifacts, calibration, schema
 from rocketray.artifacts import Version
 from rocketray.engine import training
 from rocketray.errors import UserError
@@ -453,7 +453,7 @@ def denoise(
         )
     else:
         scored = score(flow, ready, f"{told.pool}_train_scored", run, cross, told.depth)
-        spec = denoise_spec(name, scored, positives, told)
+        spec = denoise_spec(name, scored, positives, calibrated(flow, ready, cross, told))
     (verdicts,) = flow.bulk(spec)
     return verdicts
 
@@ -475,7 +475,8 @@ def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -
         flow.display.say("  augment                    no unlabelled questions: nothing to add")
         return None
     scored = score(flow, ready, "dual_1_unlabelled_scored", run, cross, flow.recipe.augment.depth)
-    (verdicts,) = flow.bulk(augment_spec("augment", scored, flow.recipe.denoise))
+    told = calibrated(flow, ready, cross, flow.recipe.denoise)
+    (verdicts,) = flow.bulk(augment_spec("augment", scored, told))
     return verdicts
 
 
@@ -497,6 +498,33 @@ def _thresholds(told: Rules) -> dict[str, float]:
 def _beyond(told: Rules) -> dict[str, Any]:
     """Rules the paper does not have, where they are asked for."""
     return told.model_dump(include={"filter", "promote"}, exclude_defaults=True)
+
+
+def calibrated(flow: Workflow, ready: Ready, cross: Version, told: Rules) -> Rules:
+    """The rules with their thresholds where ce_scores are cut: calibrated probabilities move the
+    cuts and leave the scores as they are."""
+    scored = dev_scored(flow, ready, cross)
+    if told.calibration == "none":
+        return told
+    if scored is None:
+        raise UserError(
+            f"denoise.calibration is {told.calibration}, and there are no dev questions to fit it"
+            " to. Add dev judgements, or set it to none."
+        )
+    pairs = calibration.labelled_pairs(scored, ready.tables.qrels["dev"].read())
+    moved = calibration.moved(calibration.fit(told.calibration, pairs), _thresholds(told))
+    return told.model_copy(update=moved)
+
+
+def dev_scored(flow: Workflow, ready: Ready, cross: Version) -> Version | None:
+    """dual_0's passages for the dev questions with their ce_scores, where something asks: a
+    calibration is fitted to them, and `rocketray audit` chooses a threshold by them."""
+    name, run = "dual_0_dev_scored", flow.made.get("dual_0_dev")
+    asked = flow.recipe.denoise.calibration != "none" or flow.recipe.data.hide_positives
+    if run is None or not asked:
+        return None
+    depth = min(flow.recipe.evaluate.dev_rerank, flow.recipe.denoise.depth)
+    return flow.made.get(name) or score(flow, ready, name, run, cross, depth)
 
 
 def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | None:
@@ -809,12 +837,13 @@ def _dev_digest(dev: Dev | None) -> str | None:
 
 
 STAGES = (
-    "passages", "queries", "qrels_train", "qrels_hidden", "qrels_dev", "qrels_test",
+    "passages", "queries",
+    "qrels_train", "qrels_hidden", "qrels_hidden_positives", "qrels_dev", "qrels_test",
     "train_queries", "dev_queries", "test_queries", "unlabelled_queries",
     "initial", "initial_cross", "query_tokens", "passage_tokens",
     "dual_0_examples", "dual_0", "initial_embeddings", "dual_0_embeddings",
     "initial_test", "dual_0_train", "dual_0_dev", "dual_0_test",
-    "cross_examples", "cross", "dual_0_train_scored", "denoise",
+    "cross_examples", "cross", "dual_0_train_scored", "dual_0_dev_scored", "denoise",
     "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_unlabelled", "dual_1_test",
     "dual_1_unlabelled_scored", "augment",
     "dual_2_examples", "dual_2", "dual_2_embeddings", "dual_2_test", "dual_2_test_scored",

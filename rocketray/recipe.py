@@ -272,6 +272,10 @@ class Denoise(Model):
     promote: bool = False
     """Unlabelled passages over `positive_above` are positives of their labelled questions, too. The
     paper leaves them out."""
+    calibration: Literal["none", "temperature", "isotonic"] = "none"
+    """Compare thresholds with ce_scores as they are (the paper), or with probabilities fitted to
+    the labels of dev questions, where unlabelled counts as irrelevant: the thresholds move, the
+    stored ce_scores do not."""
     fill: Literal["drop", "random", "unscored_tail"] = "random"
     """When too few negatives are left: drop the example, draw random passages of the corpus, or
     (the released MS MARCO script) draw from the list below `depth` without scoring."""
@@ -345,6 +349,9 @@ class Data(Model):
     hide_labels: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of training questions that lose their labels and count as unlabelled; their truth
     measures the pseudo labels and never makes them."""
+    hide_positives: Share = 0.0
+    """Of training questions with several relevant passages, hide this share of those passages; one
+    always stays. They count as unlabelled, and `rocketray audit` tells how many were removed."""
     positives: Literal["labelled", "answers"] = "labelled"
     """`answers`: from step 2 on, a positive is the best-ranked passage that holds an answer
     string (the paper's distant supervision on Natural Questions)."""

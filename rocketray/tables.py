@@ -34,7 +34,8 @@ class Tables:
     passages: Version
     queries: Version
     qrels: Mapping[str, Version]
-    """`train` (visible labels), `hidden`, and `dev`, `test` where the data have them."""
+    """`train` (visible labels), `hidden` and `hidden_positives` (truth kept from training), and
+    `dev`, `test` where the data have them."""
     chosen: Mapping[str, Version]
     """Query rows by purpose: `train`, `dev`, `test`, `unlabelled`. Absent where empty."""
 
@@ -196,7 +197,7 @@ def ids_of(version: Version, column: str) -> ingest.Ids:
 def _ingest_qrels(
     flow: Workflow, dataset: Dataset, qids: ingest.Ids, pids: ingest.Ids, queries: Version
 ) -> dict[str, Version]:
-    """One version per split, and `hidden`: the truth that is kept from training."""
+    """One version per split, and what is kept from training: `hidden`, `hidden_positives`."""
     read = {
         split: ingest.read_qrels(dataset.qrels[split], qids, pids)
         for split in SPLITS
@@ -212,6 +213,15 @@ def _ingest_qrels(
         names = queries.read(["qid"])["qid"].to_pylist()
         read["train"], read["hidden"] = ingest.hide_labels(
             train, names, share, flow.recipe.data_seed
+        )
+    share = flow.recipe.data.hide_positives
+    if train is not None and share:
+        names, pnames = (
+            ids.names(read["train"][column].to_numpy())
+            for ids, column in ((qids, "query"), (pids, "passage"))
+        )
+        read["train"], read["hidden_positives"] = ingest.hide_positives(
+            read["train"], names, pnames, share, flow.recipe.data_seed
         )
     return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}
 

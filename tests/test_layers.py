@@ -14,7 +14,8 @@ PACKAGE = Path(rocketray.__file__).parent
 JOBS = PACKAGE.parent / "jobs"
 
 DATA = {"errors", "schema", "artifacts", "recipe"}
-PARTS = {*DATA, "lines", "answers", "formats", "measures", "report", "model", "stages", "engine"}
+PARTS = {*DATA, "lines", "answers", "calibration", "formats", "measures", "report", "model",
+         "stages", "engine"}  # fmt: skip
 ALLOWED = {
     "errors": set[str](),
     "schema": {"errors"},
@@ -24,6 +25,7 @@ ALLOWED = {
     "artifacts": {"errors"},
     "paper": set[str](),
     "recipe": {"errors", "paper"},
+    "calibration": {"errors", "artifacts"},
     "formats": {*DATA, "lines", "answers"},
     "measures": {*DATA, "lines", "answers"},
     "report": {*DATA, "lines", "answers"},

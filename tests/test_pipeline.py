@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray import cli, loop, pipeline, results
+from rocketray import calibration, cli, loop, pipeline, results
 from rocketray.artifacts import RunFolder, Version
+from rocketray.errors import UserError
 from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
 from rocketray.progress import Display
@@ -104,7 +105,9 @@ def remade(flow: Workflow) -> set[str]:
 def test_the_stages_are_those_that_until_takes(finished: Place) -> None:
     made = set(RunFolder.open(finished.out).current()) - {"metrics"}
     assert made <= set(pipeline.STAGES)
-    assert set(pipeline.STAGES) - made == {"qrels_hidden"}
+    assert set(pipeline.STAGES) - made == {
+        "qrels_hidden", "qrels_hidden_positives", "dual_0_dev_scored",
+    }  # fmt: skip
 
 
 def test_every_artifact_is_as_its_manifest_says(finished: Place) -> None:
@@ -211,6 +214,37 @@ def test_hidden_labels_become_unlabelled_questions(tmp_path: Path) -> None:
     assert (len(hidden), len(train)) == (4, 12)
     assert not hidden & train
     assert hidden <= set(flow.made["unlabelled_queries"].read()["query"].to_pylist())
+
+
+def test_hidden_positives_are_kept_from_training_and_scored_on_dev(tmp_path: Path) -> None:
+    """Every question gets a second positive; half of all are hidden, so one of each."""
+    place = new(tmp_path)
+    for split in ("train", "dev"):
+        path = place.data / "qrels" / f"{split}.tsv"
+        rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+        more = [f"{qid}\tp{(int(pid[1:]) + 1) % 36}\t1\n" for qid, pid, _ in rows]
+        path.write_text(path.read_text() + "".join(more))
+    flow = place.run("data.hide_positives=0.5", "denoise.calibration=isotonic", until="denoise")
+    visible, hidden = (
+        flow.made[name].read().to_pylist() for name in ("qrels_train", "qrels_hidden_positives")
+    )
+    assert [row["query"] for row in visible] == [row["query"] for row in hidden]
+    assert len(visible) == 16
+    assert flow.made["qrels_dev"].rows == 8
+    for name in ("dual_0_examples", "cross_examples"):
+        shown = {(row["query"], row["positive"]) for row in flow.made[name].read().to_pylist()}
+        assert shown == {(row["query"], row["passage"]) for row in visible}
+    scored, told = flow.made["dual_0_dev_scored"], flow.made["denoise"].manifest["identity"]
+    pairs = calibration.labelled_pairs(scored, flow.made["qrels_dev"].read())
+    asked = {"negative_below": 0.45, "positive_above": 0.55}
+    assert told["recipe"] == calibration.moved(calibration.fit("isotonic", pairs), asked)
+
+
+def test_calibration_needs_dev_questions(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    (place.data / "qrels" / "dev.tsv").unlink()
+    with pytest.raises(UserError, match="no dev questions to fit it to"):
+        place.run("denoise.calibration=temperature", until="denoise")
 
 
 def test_hiding_too_small_a_share_hides_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The report of a run: one HTML file without scripts or outside resources.
 
     denoised.py      what denoising did, from its blocks
+    audited.py       what `rocketray audit` found, from audit.json
     curves.py        training logs
     plots.py         SVG
     page.html.jinja  the page
@@ -24,7 +25,7 @@ from markupsafe import Markup
 from rocketray import artifacts
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
-from rocketray.report import curves, denoised, plots
+from rocketray.report import audited, curves, denoised, plots
 from rocketray.report.denoised import Denoised, Story
 
 MODELS = {
@@ -117,11 +118,40 @@ def page(folder: RunFolder) -> dict[str, Any]:
         else None,
         "by_rank": plots.removed_by_rank(measured) if measured and measured.removals else None,
         "stories": _stories(folder, measured),
+        "audit": audit(folder),
         "timings": timings(summary.get("timings", [])),
         "seconds": sum(row["seconds"] for row in summary.get("timings", [])),
         "briefest": BRIEFEST,
         "recipe": recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
     }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the page shows of audit.json: a finished run has all of it."""
+
+    tables: list[audited.Shown]
+    sentences: list[str]
+    plots: list[tuple[Markup, str]]
+    """With their captions."""
+    examples: dict[str, list[dict[str, Any]]]
+
+
+def audit(folder: RunFolder) -> Audit | None:
+    """None where the run has not been audited since its last verdicts."""
+    found = audited.read(folder)
+    if found is None:
+        return None
+    drawn = []
+    if found["pairs"]["read"]:
+        drawn.append((plots.scores_by_verdict(found["ce_scores"]), "ce_scores by verdict."))
+        drawn.append((plots.scores_by_rank(found["ce_scores"]), "Each strip adds up to its rank."))
+    if maps := found["calibration"]["maps"]:
+        drawn.append((plots.reliability(maps), "Below the line: less often relevant than said."))
+    for name, row in found["removal"].items():
+        drawn.append((plots.removal(name, row), f"{audited.TRUTHS[name]}, threshold by threshold"))
+    tables, sentences = list(audited.tables(found)), list(audited.sentences(found))
+    return Audit(tables, sentences, drawn, found["examples"])
 
 
 def _sizes(rows: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -123,20 +123,20 @@ def stories(
     clearest: list[Removed], queries: Version, passages: Version, qrels: Version | None
 ) -> list[Story]:
     """Fetch the texts of some removed negatives, reading only the blocks that hold them."""
-    positives = _positives(qrels, {removed.query for removed in clearest}) if qrels else {}
-    wanted = {removed.passage for removed in clearest} | {rows[0] for rows in positives.values()}
-    questions = _fetch(queries, {removed.query for removed in clearest})
+    labels = positives(qrels, {removed.query for removed in clearest}) if qrels else {}
+    wanted = {removed.passage for removed in clearest} | {rows[0] for rows in labels.values()}
+    questions = fetch(queries, {removed.query for removed in clearest})
     texts = {
         row: Passage(cut(found["title"]), cut(found["text"]))
-        for row, found in _fetch(passages, wanted).items()
+        for row, found in fetch(passages, wanted).items()
     }
     return [
         Story(
             removed,
             cut(questions[removed.query]["text"]),
             texts[removed.passage],
-            texts[positives[removed.query][0]] if removed.query in positives else None,
-            len(positives.get(removed.query, [])),
+            texts[labels[removed.query][0]] if removed.query in labels else None,
+            len(labels.get(removed.query, [])),
         )
         for removed in clearest
     ]
@@ -201,7 +201,7 @@ def _clearest(
 # -------------------------------------------------------------------------------------- the texts
 
 
-def _positives(qrels: Version, queries: set[int]) -> dict[int, list[int]]:
+def positives(qrels: Version, queries: set[int]) -> dict[int, list[int]]:
     """Labelled passages of a few queries, whatever the size of the judgements."""
     wanted = pa.array(sorted(queries), pa.int64())
     found: dict[int, list[int]] = {}
@@ -212,7 +212,7 @@ def _positives(qrels: Version, queries: set[int]) -> dict[int, list[int]]:
     return found
 
 
-def _fetch(version: Version, rows: set[int]) -> dict[int, dict[str, str]]:
+def fetch(version: Version, rows: set[int]) -> dict[int, dict[str, str]]:
     """Some rows of a table by row number."""
     found: dict[int, dict[str, str]] = {}
     for block in version.blocks:

@@ -160,6 +160,102 @@ def points(name: str, found: Sequence[Mapping[str, Any]], x: str, *, log: bool) 
         return _svg(figure, name, f"MRR@10 by {x}: {words}")
 
 
+SHADES = {
+    Verdict.LABELLED_POSITIVE: (ORANGE, "-"),
+    Verdict.HARD_NEGATIVE: (BLUE, "-"),
+    Verdict.LIKELY_FALSE_NEGATIVE: (ORANGE, ":"),
+    Verdict.UNCERTAIN: (BLUE, ":"),
+}
+"""Colour and dashes of each verdict: apart without colours, too."""
+
+
+def scores_by_verdict(histograms: Mapping[str, Any]) -> Markup:
+    """How the cross-encoder scored the passages of each verdict."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.set_yscale("log")
+        for verdict, (colour, dashes) in SHADES.items():
+            counts = histograms["by_verdict"][verdict]
+            label = verdict.replace("_", " ")
+            axes.stairs(
+                counts, histograms["edges"], baseline=0.5, color=colour, ls=dashes, lw=1.6,
+                label=label,
+            )  # fmt: skip
+        top = 2 * max(1, *(max(counts) for counts in histograms["by_verdict"].values()))
+        axes.set(xlim=(0, 1), ylim=(0.5, top), xlabel="ce_score", ylabel="passages (log)")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside upper center", ncols=2)
+        words = ", ".join(
+            f"{sum(counts):,} {verdict.replace('_', ' ')}"
+            for verdict, counts in histograms["by_verdict"].items()
+        )
+        return _svg(figure, "scores-by-verdict", f"Histograms of ce_scores by verdict: {words}")
+
+
+def scores_by_rank(histograms: Mapping[str, Any]) -> Markup:
+    """ce_scores of unlabelled passages, one strip a band of ranks: shares of the band."""
+    bands = histograms["unlabelled_by_rank"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 0.6 + 0.55 * len(bands)), layout="constrained")
+        strips = figure.subplots(len(bands), sharex=True, squeeze=False)[:, 0]
+        for axes, (ranks, counts) in zip(strips, bands.items(), strict=True):
+            shares = np.array(counts) / max(1, sum(counts))
+            axes.stairs(shares, histograms["edges"], fill=True, color=BLUE)
+            axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
+            axes.set_ylabel(ranks, rotation=0, ha="right", va="center")
+        strips[-1].set_xlabel("ce_score of unlabelled passages, by rank")
+        last = ", ".join(
+            f"rank {ranks}: {counts[-1] / max(1, sum(counts)):.0%}"
+            for ranks, counts in bands.items()
+        )
+        words = "Histograms of ce_scores by rank; share in the highest bin at "
+        return _svg(figure, "scores-by-rank", words + last)
+
+
+def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """What a probability says against how often it is so; the diagonal is perfect."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=INK, lw=0.6)
+        marks = (("o", BLUE, "-"), ("s", ORANGE, "--"), ("^", INK, ":"))
+        for (name, curve), (mark, colour, dashes) in zip(curves.items(), marks, strict=False):
+            said, so = (np.array(curve[column], float) for column in ("said", "so"))
+            filled = np.isfinite(said)
+            axes.plot(said[filled], so[filled], marker=mark, ms=4, lw=1, color=colour, ls=dashes,
+                      label=f"{name}: error {curve['error']:.3f}")  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability said", ylabel="share relevant")
+        figure.legend(loc="outside upper center", ncols=1)
+        errors = ", ".join(f"{name} {curve['error']:.3f}" for name, curve in curves.items())
+        words = f"Reliability of the cross-encoder; expected calibration error: {errors}"
+        return _svg(figure, "reliability", words)
+
+
+def removal(name: str, found: Mapping[str, Any]) -> Markup:
+    """Known positives removed against other passages kept, as negative_below falls."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        rows = [row for row in found["curve"] if row["kept"] is not None]
+        kept, recall = ([row[column] for row in rows] for column in ("kept", "recall"))
+        axes.plot(kept, recall, color=BLUE, marker="o", ms=3, lw=1)
+        words = f"Removal, {name}: {found['scored']:,} known positives"
+        if best := found["best"]:
+            axes.plot(best["kept"], best["recall"], marker="D", ms=7, color=ORANGE, ls="")
+            axes.annotate(f"negative_below {best['negative_below']:g}",
+                          (best["kept"], best["recall"]), xytext=(-6, -14), ha="right",
+                          textcoords="offset points")  # fmt: skip
+            words += (
+                f"; at negative_below {best['negative_below']:g} {best['recall']:.0%} removed and"
+                f" {best['kept']:.0%} of the others kept"
+            )
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="others kept, same ranks")
+        axes.set_ylabel("known positives removed")
+        return _svg(figure, f"removal-{name}", words)
+
+
 def _loss(axes: Axes, curve: Curve) -> None:
     steps = thin(curve.steps)
     axes.plot(steps, thin(curve.losses), color=BLUE, lw=0.7, alpha=0.35)

@@ -381,6 +381,27 @@ def hide_labels(
     return train_qrels.filter(pa.array(~hidden)), train_qrels.filter(pa.array(hidden))
 
 
+def hide_positives(
+    qrels: pa.Table, qids: Sequence[str], pids: Sequence[str], share: float, seed: int
+) -> tuple[pa.Table, pa.Table]:
+    """Hide a share of the relevant passages of queries that have several: known false negatives.
+
+    `qids` and `pids` are the ids of each row of `qrels`: the lots hang on (seed, qid, pid) alone,
+    and a larger share hides a superset. The passage with the highest lot of each query stays, so
+    that none loses its last one. Returns (visible, hidden).
+    """
+    lots = [lot(seed, f"{qid}\t{pid}") for qid, pid in zip(qids, pids, strict=True)]
+    relevant, query = qrels["relevance"].to_numpy() > 0, qrels["query"].to_numpy()
+    drawn: dict[int, list[int]] = {}
+    for row in sorted(np.flatnonzero(relevant).tolist(), key=lots.__getitem__):
+        drawn.setdefault(int(query[row]), []).append(row)
+    several = [rows for rows in drawn.values() if len(rows) > 1]
+    free = sorted((row for rows in several for row in rows[:-1]), key=lots.__getitem__)
+    count = min(round(share * sum(map(len, several))), len(free))
+    hidden = np.isin(np.arange(len(qrels)), free[:count])
+    return qrels.filter(pa.array(~hidden)), qrels.filter(pa.array(hidden))
+
+
 def lot(seed: int, name: str) -> bytes:
     """A draw that depends on seed and name alone."""
     return hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=8).digest()

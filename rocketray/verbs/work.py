@@ -23,6 +23,7 @@ from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
 from rocketray.loop import claimed
 from rocketray.progress import Display
+from rocketray.recipe import Denoise as Rules
 from rocketray.schema import Verdict
 from rocketray.tables import Tables, as_version
 from rocketray.verbs import named, plain
@@ -223,7 +224,7 @@ def denoise(
         scored = _scored(flow, tables, found, asked, model, k, overrides)
         positives = as_version(flow, "judgements", judged)
         spec = pipeline.denoise_spec(
-            f"{scored.name}_denoised", scored, positives, flow.recipe.denoise
+            f"{scored.name}_denoised", scored, positives, _uncalibrated(flow)
         )
         (verdicts,) = flow.bulk(spec)
         known = schema.positives_of(judged)
@@ -243,7 +244,7 @@ def augment(
         found, asked = named.run(flow, tables, run, queries)
         scored = _scored(flow, tables, found, asked, model, k, overrides)
         (verdicts,) = flow.bulk(
-            pipeline.augment_spec(f"{scored.name}_augmented", scored, flow.recipe.denoise)
+            pipeline.augment_spec(f"{scored.name}_augmented", scored, _uncalibrated(flow))
         )
         hidden = tables.qrels.get("hidden") if asked.are_of(tables) else None
         for label, value in results.pseudo_labels(verdicts, hidden):
@@ -287,6 +288,17 @@ def _index(flow: Workflow, tables: Tables, embeddings: Version, name: str) -> Ve
 
 def _pairs(folder: Path | None) -> list[str]:
     return [f"cluster.pairs={json.dumps(str(folder.absolute()))}"] if folder else []
+
+
+def _uncalibrated(flow: Workflow) -> Rules:
+    """The recipe's rules, which must not ask for what only a whole run knows."""
+    told = flow.recipe.denoise
+    if told.calibration != "none":
+        raise UserError(
+            f"denoise.calibration is {told.calibration}: it is fitted to dev questions that dual_0 has"
+            " searched, as a whole run does. Add --set denoise.calibration=none."
+        )
+    return told
 
 
 def _thresholds(negative_below: float | None, positive_above: float | None) -> list[str]:

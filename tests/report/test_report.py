@@ -245,10 +245,12 @@ def test_what_is_missing_is_said(bare: RunFolder) -> None:
         "Nothing has been denoised yet.",
         "Nothing has been denoised yet.",
         "Nothing has been denoised yet.",
+        "These verdicts have not been audited: rocketray audit FOLDER does it, without scoring"
+        " anything.",
         "No times were kept.",
         "The folder has no recipe.yaml.",
     ]
-    assert len(page.said("h2")) == 8
+    assert len(page.said("h2")) == 9
     assert not page.all("svg")
 
 
@@ -402,6 +404,94 @@ def test_lists_of_unequal_length_and_empty_ones() -> None:
     counted.add(verdicts((2, [])))
     assert counted.candidates.tolist() == [1]
     assert [r.query for r in counted.clearest] == [1]
+
+
+# ------------------------------------------------------------------------------------------ audit
+
+CURVE = [
+    {"negative_below": 0.25, "recall": 1.0, "kept": 0.5, "precision": 0.5},
+    {"negative_below": 0.5, "recall": 0.5, "kept": 1.0, "precision": None},
+]
+RELIABILITY = {"pairs": [2, 1], "said": [0.05, None], "so": [0.5, None], "error": 0.45}
+PASSAGE = {"pid": "p1", "title": "T", "text": "<i>told</i>"}
+
+
+def audit_of(digest: str) -> dict[str, Any]:
+    """What `rocketray audit` might have left; its own tests say that it does."""
+    row = {"ranks": "1", "passages": 4, POSITIVE.value: 1, HARD.value: 2, FALSE.value: 1,
+           UNSURE.value: 0, "false_before": 0.25, "false_after": None, "known_false_before": 1,
+           "known_false_after": 0}  # fmt: skip
+    example = {"qid": "q7", "question": "why?", "positive": None, "passage": PASSAGE, "rank": 2,
+               "score": 0.5, "ce_score": 0.75, "known_relevant": True}  # fmt: skip
+    negatives = {"negative_below": 0.25, "negatives": 1234, "per_question": 2.5}
+    counts = [1] * 20
+    return {
+        "of": {"denoise": digest},
+        "thresholds": {"negative_below": 0.25, "positive_above": 0.9},
+        "asked": {"negative_below": 0.1, "positive_above": 0.9},
+        "calibration": {
+            "pairs": 3, "relevant": 1, "source": "dev", "negatives": "unlabelled",
+            "chosen": "isotonic", "maps": {"none": RELIABILITY, "isotonic": RELIABILITY},
+        },
+        "by_rank": [row, {**row, "ranks": "all"}],
+        "ce_scores": {
+            "edges": np.linspace(0, 1, 21).tolist(),
+            "by_verdict": dict.fromkeys([POSITIVE, HARD, FALSE, UNSURE], counts),
+            "unlabelled_by_rank": {"1": counts, "2": counts},
+        },
+        "negatives": [negatives, {**negatives, "negative_below": 0.5}],
+        "likely_positives": [],
+        "pseudo": [],
+        "removal": {
+            "dev": {"known": 3, "scored": 2, "others": 5, "curve": CURVE, "best": CURVE[0]}
+        },
+        "examples": {HARD.value: [example], FALSE.value: []},
+        "pairs": {"read": 40, "scored": 0},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def audited_page(bare: RunFolder) -> str:
+    made = version(bare, "denoise", *DENOISED)
+    write_json(bare.path / "audit.json", audit_of(made.digest))
+    return html_of(bare)
+
+
+def test_an_audit_in_the_page(audited_page: str) -> None:
+    page = Page(audited_page)
+    assert page.rows[0][:4] == ["ranks", "passages", "labelled positive", "hard negative"]
+    assert page.rows[1] == [
+        "1", "4", "25.0 %", "50.0 %", "25.0 %", "0.0 %", "25.0 %", "\u2013", "1", "0",
+    ]  # fmt: skip
+    assert ["0.25", "1,234", "2.5"] in page.rows
+    said = page.said("p")
+    assert "denoise.calibration (isotonic) moved the thresholds: negative_below 0.25" in said[-5]
+    assert (
+        "which parts them best, removes 100.0 % of them and keeps 50.0 % of the others"
+        in " ".join(said)
+    )
+    assert "40 stored ce_scores read, 0 pairs scored." in said
+    assert "q7: rank 2, score 0.500, ce_score 0.7500, known to be relevant" in said
+    assert "1 examples: hard negative" in page.said("summary")
+
+
+def test_an_audit_can_be_read_aloud_by_keyboard_and_without_scripts(audited_page: str) -> None:
+    page = Page(audited_page)
+    assert {heading.get("scope") for heading in page.all("th")} == {"row", "col"}
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    labels = " ".join(str(svg["aria-label"]) for svg in page.all("svg"))
+    assert "expected calibration error: none 0.450, isotonic 0.450" in labels
+    assert "2 known positives; at negative_below 0.25 100% removed and 50% of the others" in labels
+    assert len(page.said("summary")) == len(page.all("details"))
+    test_the_page_needs_nothing_from_outside(audited_page)
+    test_ids_are_unique_and_every_reference_has_its_target(audited_page)
+    assert "&lt;i&gt;told&lt;/i&gt;" in audited_page
+
+
+def test_an_audit_of_other_verdicts_is_none(bare: RunFolder) -> None:
+    version(bare, "denoise", *DENOISED)
+    write_json(bare.path / "audit.json", audit_of("another"))
+    assert any("have not been audited" in text for text in Page(html_of(bare)).said("p"))
 
 
 # ----------------------------------------------------------------------------------------- curves

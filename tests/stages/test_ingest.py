@@ -26,6 +26,7 @@ from rocketray.stages.ingest import (
     IngestQueries,
     Problem,
     hide_labels,
+    hide_positives,
     id_hashes,
     named_queries,
     raise_duplicates,
@@ -369,3 +370,38 @@ def test_one_query_stays_visible(count: int) -> None:
 def test_share_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"share=1\.5 must lie in \[0, 1\]"):
         hide_labels(labels([0]), ["q"], 1.5, 0)
+
+
+SEVERAL = [("a", "1", 1), ("a", "2", 2), ("a", "3", 1), ("a", "4", 0), ("b", "1", 1),
+           ("c", "1", 1), ("c", "2", 1), ("d", "1", 1), ("d", "2", 0)]  # fmt: skip
+"""Of a three are relevant and of c two; b and d have one."""
+
+
+def hidden_pairs(
+    share: float, seed: int = 0, rows: Sequence[tuple[str, str, int]] = SEVERAL
+) -> set[tuple[str, str]]:
+    qids, pids, relevance = zip(*rows, strict=True)
+    columns = {"query": map("abcd".index, qids), "passage": map(int, pids), "relevance": relevance}
+    table = pa.table({name: list(values) for name, values in columns.items()}, schema=QRELS)
+    visible, hidden = hide_positives(table, qids, pids, share, seed)
+    assert len(visible) + len(hidden) == len(rows)
+    assert all(relevance > 0 for relevance in hidden["relevance"].to_pylist())
+    left = visible.filter(pa.array(visible["relevance"].to_numpy() > 0))["query"].to_pylist()
+    assert set(left) == {0, 1, 2, 3}  # Nobody loses the last one.
+    found = zip(hidden["query"].to_pylist(), hidden["passage"].to_pylist(), strict=True)
+    return {("abcd"[query], str(passage)) for query, passage in found}
+
+
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (0.2, 1), (0.4, 2), (0.6, 3), (1.0, 3)])
+def test_a_share_of_the_positives_of_questions_with_several(share: float, count: int) -> None:
+    """Five positives are of such questions, and three of them may go."""
+    found = hidden_pairs(share)
+    assert len(found) == count
+    assert {qid for qid, _ in found} <= {"a", "c"}
+
+
+def test_hiding_positives_is_a_matter_of_ids_and_seed() -> None:
+    chosen = hidden_pairs(0.4)
+    assert hidden_pairs(0.4, rows=SEVERAL[::-1]) == chosen
+    assert chosen < hidden_pairs(0.6)
+    assert any(hidden_pairs(0.4, seed) != chosen for seed in range(1, 5))

@@ -1,0 +1,148 @@
+"""What `audit.json` tells, as tables and sentences: the same on the screen and in the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rocketray import artifacts
+from rocketray.artifacts import RunFolder
+from rocketray.schema import Verdict
+
+Row = Mapping[str, Any]
+
+VERDICTS = tuple(verdict.value for verdict in Verdict)[:4]
+FALSE = ("false_before", "false_after")
+PLAIN = ("negative_below", "positive_above", "per_question", "calibration_error")
+"""Numbers that are no shares."""
+TRUTHS = {
+    "train": "positives hidden from training",
+    "dev": "positives of dev questions, hidden for this count only",
+    "unlabelled": "questions whose labels were hidden",
+}
+"""Known truths in order: name in audit.json, words for people."""
+
+
+class Shown(NamedTuple):
+    """A table in words; a row that the run itself stands for is marked."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[Sequence[str], bool]]
+
+
+def read(folder: RunFolder) -> dict[str, Any] | None:
+    """The folder's audit.json; None without one, or where it is of other verdicts than the run's.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder.path / "audit.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = artifacts.read_json(path)
+    current = folder.current()
+    same = all(
+        name in current and folder.version(name).digest == digest
+        for name, digest in found["of"].items()
+    )
+    return found if same else None
+
+
+def tables(found: Row) -> Iterator[Shown]:
+    """Every part of an audit that has rows."""
+    yield by_rank(found["by_rank"])
+    for caption, rows in (
+        ("Negatives of labelled questions, by threshold", found["negatives"]),
+        ("Likely false negatives, by threshold", found["likely_positives"]),
+        ("Pseudo labels, by threshold", found["pseudo"]),
+        *(
+            (f"Removal against known truth: {TRUTHS[name]}", row["curve"])
+            for name, row in found["removal"].items()
+        ),
+    ):
+        if rows:
+            threshold = next(iter(rows[0]))
+            yield _table(caption, rows, found["thresholds"].get(threshold))
+    if maps := found["calibration"]["maps"]:
+        rows = [{"map": name, "calibration_error": row["error"]} for name, row in maps.items()]
+        caption = "Calibration: fitted to half of the questions, measured on the others"
+        yield _table(caption, rows, found["calibration"]["chosen"])
+
+
+def by_rank(rows: Sequence[Row]) -> Shown:
+    """Shares of the verdicts at each rank; false negatives, estimated and (hidden ones) known."""
+    known = ("known_false_before", "known_false_after") if rows[-1]["known_false_before"] else ()
+    shares = [
+        {
+            "ranks": row["ranks"],
+            "passages": row["passages"],
+            **{verdict: row[verdict] / max(1, row["passages"]) for verdict in VERDICTS},
+            **{name: row[name] for name in (*FALSE, *known)},
+        }
+        for row in rows
+    ]
+    return _table("Labels and verdicts by rank of dual_0", shares, "all")
+
+
+def _table(caption: str, rows: Sequence[Row], marked: Any) -> Shown:
+    """`marked`: the first cell of the row to stand out."""
+    columns = tuple(rows[0])
+    cells = [
+        (tuple(cell(name, row[name]) for name in columns), row[columns[0]] == marked)
+        for row in rows
+    ]
+    return Shown(caption, [name.replace("_", " ") for name in columns], cells)
+
+
+def cell(name: str, value: Any) -> str:
+    """One number as people read it."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if name in PLAIN else percent(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def sentences(found: Row) -> Iterator[str]:
+    """What the tables rest on, and what they come to."""
+    held, pairs = found["calibration"], found["pairs"]
+    yield (
+        f"False negatives are estimated by the cross-encoder, made a probability by isotonic"
+        f" regression on {held['pairs']:,} pairs, {held['relevant']:,} of them relevant"
+        f" ({held['source']}; negatives: {held['negatives']})."
+        if held["maps"]
+        else "False negatives are estimated by ce_scores as they are: too few labelled pairs for a"
+        " map."
+    )
+    if found["thresholds"] != found["asked"]:
+        moved = ", ".join(f"{n} {t:.4g}" for n, t in found["thresholds"].items())
+        yield f"denoise.calibration ({held['chosen']}) moved the thresholds: {moved}."
+    for name, row in found["removal"].items():
+        yield f"{TRUTHS[name].capitalize()}: {removal(row)}."
+    yield f"{pairs['read']:,} stored ce_scores read, {pairs['scored']:,} pairs scored."
+
+
+def removal(row: Row) -> str:
+    """One known truth in a sentence: what there is, and the threshold that parts it best; for
+    training the one that dev questions chose."""
+    words = f"{row['scored']:,} of {row['known']:,} were retrieved and scored"
+    chosen = row.get("by_dev", row["best"])
+    if chosen is None:
+        return words
+    how = "chosen by dev questions," if "by_dev" in row else "which parts them best,"
+    return (
+        f"{words}; negative_below={chosen['negative_below']:g}, {how} removes"
+        f" {_percent(chosen['recall'])} of them and keeps {_percent(chosen['kept'])} of the others"
+        " at the same ranks"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else percent(share)
