@@ -295,8 +295,8 @@ def _uncalibrated(flow: Workflow) -> Rules:
     told = flow.recipe.denoise
     if told.calibration != "none":
         raise UserError(
-            f"denoise.calibration is {told.calibration}: it is fitted to dev questions that dual_0 has"
-            " searched, as a whole run does. Add --set denoise.calibration=none."
+            f"denoise.calibration is {told.calibration}: it is fitted to dev questions that dual_0"
+            " has searched, as a whole run does. Add --set denoise.calibration=none."
         )
     return told
 
