@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rocketray import artifacts, schema
+from rocketray import artifacts, schema, storage
 from rocketray.artifacts import Version
 from rocketray.engine import training
 from rocketray.errors import UserError
@@ -110,6 +110,7 @@ def initial_dual(flow: Workflow, told: Dual) -> Version:
     def make(folder: Path) -> dict[str, Any]:
         source = _weights(flow, told.weights)
         DualEncoder.create(source, **told.model_dump(exclude={"weights"})).save(folder / "model")
+        storage.push(folder / "model")
         return {}
 
     return flow.files("initial", _from_weights(flow, told.weights, settings), [], make)
@@ -125,6 +126,7 @@ def initial_cross(flow: Workflow, told: Cross) -> Version:
             source, layers=told.layers, length=told.length, dropout=told.dropout,
             seed=flow.recipe.seed,
         ).save(folder / "model")  # fmt: skip
+        storage.push(folder / "model")
         return {}
 
     return flow.files("initial_cross", _from_weights(flow, told.weights, settings), [], make)
@@ -193,7 +195,7 @@ def token_stores(
 def tokenizer_of(model: Version) -> Path:
     """Where a model folder keeps its tokenizer: two towers keep one each, the same."""
     folder = model.path / "model"
-    return folder if (folder / "tokenizer.json").is_file() else folder / "query"
+    return folder if "model/tokenizer.json" in model.manifest["sha256"] else folder / "query"
 
 
 # ----------------------------------------------------------------------------------------- stages
@@ -341,18 +343,22 @@ def _known_pairs(record: Path, store: Path) -> list[str]:
     """Files of scores made before this stage began. Written down, so that a resumed stage knows
     the same pairs, makes the same batches, and so the same bytes."""
     if not record.is_file():
-        artifacts.write_json(record, sorted(path.name for path in store.glob("*.parquet")))
+        artifacts.write_json(record, [path.name for path in _stored(store)])
     names: list[str] = artifacts.read_json(record)
     return [str(store / name) for name in names]
 
 
 def _keep_pairs(scored: Version, store: Path) -> None:
     """Append a finished stage's new scores to the store, as links to its own files."""
-    store.mkdir(parents=True, exist_ok=True)
-    for block in scored.blocks:
-        target = store / f"{scored.path.name}-{block.number:05d}.parquet"
-        if not target.exists():
-            target.hardlink_to(block.files["pairs"])
+    known = set(_stored(store))
+    links = {store / f"{scored.path.name}-{b.number:05d}.parquet": b for b in scored.blocks}
+    storage.together(
+        lambda target: artifacts.link(links[target].files["pairs"], target), links.keys() - known
+    )
+
+
+def _stored(store: Path) -> list[Path]:
+    return [path for path in storage.entries(store) if path.suffix == ".parquet"]
 
 
 def denoise(
@@ -611,8 +617,9 @@ def train(
         return {k: v for k, v in asdict(result).items() if k != "history"}
 
     model = flow.files(name, identity, list(read.values()), make)
-    for leftover in ("checkpoints", "best", "ray_train"):  # Only now: until then they are needed.
-        shutil.rmtree(model.path / leftover, ignore_errors=True)
+    for leftover in ("checkpoints", "best"):  # Only now: until then they are needed.
+        storage.remove(model.path / leftover)
+    shutil.rmtree(model.path / "ray_train", ignore_errors=True)
     _show_copy(flow, model)
     return model
 
@@ -625,7 +632,9 @@ def _show_copy(flow: Workflow, model: Version) -> None:
         artifacts.copy_tree(model.path / "model", flow.folder.path / "models" / model.name)
         log = flow.folder.path / "logs" / f"{model.name}.jsonl"
         log.parent.mkdir(exist_ok=True)
+        storage.fetch(model.path / "log.jsonl")
         shutil.copyfile(model.path / "log.jsonl", log)
+        storage.push(log)
         artifacts.write_json(copies, {**known, model.name: model.path.name})
 
 

@@ -6,7 +6,7 @@ Everything is validated here, before anything is computed; ids become row number
 from __future__ import annotations
 
 import hashlib
-import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rocketray import artifacts, schema
+from rocketray import artifacts, schema, storage
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.formats import Cut, Dataset, Source, cut, open_dataset
@@ -48,17 +48,23 @@ def locate(recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | N
                 " corpus.jsonl, queries.jsonl, qrels/train.tsv; or MS MARCO TSV files)."
             )
         data = make_data(recipe, folder / "data")
+    data = storage.locate(data)
+    storage.sync(data, below=True)
+    if unlabelled:
+        unlabelled = storage.locate(unlabelled)
+        storage.fetch(unlabelled)
     return open_dataset(data, unlabelled)
 
 
 def make_data(recipe: Recipe, folder: Path) -> Path:
     """Write the recipe's own data set, once: the same recipe and machine give the same bytes."""
     size = recipe.data.queries
+    storage.sync(folder, below=True)
     mark = folder / ".made.json"
     wanted = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
     if mark.is_file() and artifacts.read_json(mark) == wanted:
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    storage.remove(folder)
     if recipe.data.source == "generated":
         write_generated(folder, passages=recipe.data.passages, queries=size, seed=recipe.seed)
     else:
@@ -71,13 +77,15 @@ def make_data(recipe: Recipe, folder: Path) -> Path:
             limit_unlabelled=size,
             seed=recipe.seed,
         )
+    storage.push(folder)
     artifacts.write_json(mark, wanted)
     return folder
 
 
 def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
     """Validate everything, before anything is computed."""
-    scratch = flow.folder.path / "scratch"
+    # A name of its own: what an earlier attempt left in a node's mirror must not be read for it.
+    scratch = flow.folder.path / "scratch" / uuid.uuid4().hex[:8]
     try:
         passages, queries, cuts = _ingest_rows(flow, dataset, scratch)
         pids, qids = _ids(passages, "pid"), _ids(queries, "qid")
@@ -85,7 +93,7 @@ def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
         ingest.raise_duplicates(qids, cuts["queries"], "query")
         qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        storage.remove(scratch.parent)
     return Tables(passages, queries, qrels, _choose(flow, queries, qrels))
 
 
@@ -101,6 +109,7 @@ def _ingest_rows(
     labelled = scratch / "labelled.npy"  # A path: what Ray carries to an actor must stay small.
     scratch.mkdir(parents=True, exist_ok=True)
     np.save(labelled, named)
+    storage.push(scratch)
     specs = [
         Spec(
             name=name,
@@ -151,6 +160,7 @@ def _digest(keys: Sequence[str]) -> str:
 
 def _ids(version: Version, column: str) -> ingest.Ids:
     """People's ids -> row numbers."""
+    version.fetch("hashes")
     starts = np.array([block.first_row for block in version.blocks])
 
     def read(rows: np.ndarray) -> list[str]:

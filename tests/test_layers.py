@@ -13,7 +13,7 @@ import rocketray
 PACKAGE = Path(rocketray.__file__).parent
 JOBS = PACKAGE.parent / "jobs"
 
-DATA = {"errors", "schema", "artifacts", "recipe"}
+DATA = {"errors", "schema", "storage", "artifacts", "recipe"}
 PARTS = {*DATA, "lines", "answers", "formats", "measures", "report", "model", "stages", "engine"}
 ALLOWED = {
     "errors": set[str](),
@@ -21,7 +21,8 @@ ALLOWED = {
     "answers": set[str](),
     "progress": set[str](),
     "lines": {"errors"},
-    "artifacts": {"errors"},
+    "storage": {"errors"},
+    "artifacts": {"errors", "storage"},
     "recipe": {"errors"},
     "formats": {*DATA, "lines", "answers"},
     "measures": {*DATA, "lines", "answers"},

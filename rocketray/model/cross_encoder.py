@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rocketray.artifacts import brought
 from rocketray.model.first_token import first_token, supports
 from rocketray.model.tokens import Batch
 from rocketray.model.weights import (
@@ -115,7 +116,7 @@ class CrossEncoder(nn.Module):
         Raises:
             UserError: the folder holds something else.
         """
-        folder = Path(folder)
+        folder = brought(folder)
         settings = read_settings(folder, KIND)
         model = load(AutoModelForSequenceClassification, folder, whole=True)
         return cls(model, length=settings["length"], tokenizer_folder=folder)

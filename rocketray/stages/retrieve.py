@@ -48,6 +48,7 @@ class Retrieve:
         rows = self.queries.table(item["queries"])["query"].to_numpy()
         q_QD = encode_queries(self.model, self.assembler, self.tokens, rows)
         blocks = self.embeddings.blocks[item["first"] : item["last"]]
+        self.embeddings.fetch("embeddings", blocks=range(item["first"], item["last"]))
         arrays = ((b.first_row, self.embeddings.array(b.number, "embeddings")) for b in blocks)
         scores, passages = top_k(q_QD, arrays, self.k)
         return Made({"table": run_table(rows, passages, scores)}, len(rows))
