@@ -298,8 +298,7 @@ def other_weights(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_0 from other initial weights, with their tokenizer (the paper's Table 6)."""
     told = recipes.changed(flow.recipe, row.settings).model.dual
     dual = pipeline.initial_dual(flow, told, f"{row.name}_initial")
-    folder, limits = pipeline.tokenizer_of(dual), (told.query_length, told.passage_length)
-    wanted = {f"{row.name}_": (folder, limits)}
+    wanted = {f"{row.name}_": pipeline.readings(dual)}
     (tokens,) = pipeline.token_stores(flow, ready.tables, wanted)
     other = replace(ready, dual=dual, dual_tokens=tokens)
     finish(flow, other, row, flow.made["dual_0_examples"], flow.recipe.steps.dual_0)

@@ -7,6 +7,9 @@
     DIR/current.json                 which version of each stage is current
     DIR/writers/000003.json          who writes; the highest number (epoch) counts
 
+DIR may be a mirror of object storage (storage.py): what is published here is sent there, and counts
+then; what is read is fetched first and compared with its manifest as it comes in.
+
 A version's *fingerprint* is its identity: code version, the recipe fields that change its result
 and the digests of its inputs. Its *digest* is its content: the sha256 of every file. What is in
 the manifest repeats byte for byte on any machine; hosts, attempts and times stay in receipts.
@@ -20,8 +23,9 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rocketray import storage
 from rocketray.errors import UserError
 
 Parts = Mapping[str, "pa.Table | np.ndarray"]
@@ -80,6 +85,12 @@ def _temporary(path: Path) -> Path:
 
 def publish(temporary: Path, path: Path) -> None:
     """Make a finished temporary file (or folder) visible under its name, durably."""
+    place(temporary, path)
+    storage.push(path)
+
+
+def place(temporary: Path, path: Path) -> None:
+    """The same on this node's disk alone."""
     if temporary.is_file():
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -104,7 +115,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # Broken JSON, or no UTF-8.
         raise UserError(
-            f"{path} is damaged ({error}). Remove it; the same command makes it again."
+            f"{storage.shown(path)} is damaged ({error}). Remove it; the same command makes it"
+            " again."
         ) from error
 
 
@@ -132,8 +144,10 @@ class Version:
     @classmethod
     def open(cls, path: str | Path) -> Version:
         path = Path(path)
-        if not (path / "manifest.json").is_file():
-            raise UserError(f"{path} is not a finished stage: it has no manifest.json.")
+        if not _bring_manifest(path):
+            raise UserError(
+                f"{storage.shown(path)} is not a finished stage: it has no manifest.json."
+            )
         return cls(path, read_json(path / "manifest.json"))
 
     @property
@@ -165,16 +179,19 @@ class Version:
         return sum(block.rows for block in self.blocks)
 
     def table(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        self.fetch(TABLE, blocks=[number])
         return read_table(self.blocks[number].files[TABLE], columns)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All blocks as one table. For what is small: it is held in memory."""
+        self.fetch(TABLE)
         return pa.concat_tables([self.table(i, columns) for i in range(len(self.blocks))])
 
     def take(self, rows: np.ndarray, *columns: str) -> pa.Table:
         """Some rows, ascending and distinct, of some columns: only their blocks are read."""
         starts = np.array([block.first_row for block in self.blocks])
         blocks = np.searchsorted(starts, rows, side="right") - 1
+        self.fetch(TABLE, blocks=np.unique(blocks).tolist())
         found = [
             self.table(int(number), columns).take(pa.array(rows[blocks == number] - starts[number]))
             for number in np.unique(blocks)
@@ -183,22 +200,93 @@ class Version:
 
     def array(self, number: int, part: str) -> np.ndarray:
         """One part of one block, memory-mapped."""
+        self.fetch(part, blocks=[number])
         return open_array(self.blocks[number].files[part])
 
+    def fetch(self, *parts: str, blocks: Iterable[int] | None = None) -> None:
+        """Have these parts of blocks (of all) on this node. Reading does it one by one; whoever
+        reads many on object storage waits less so.
+
+        Raises:
+            UserError: a file of the store is not there, or not what the manifest says.
+        """
+        if storage.mirrored(self.path):
+            numbers = range(len(self.blocks)) if blocks is None else blocks
+            entries = [self.manifest["blocks"][number]["files"] for number in numbers]
+            self._fetch_files([files[part] for files in entries for part in parts if part in files])
+
+    def fetch_folder(self, folder: Path) -> None:
+        """The same with the plain files below a folder of the version, such as its model."""
+        names = [
+            name for name in self.manifest["sha256"] if (self.path / name).is_relative_to(folder)
+        ]
+        self._fetch_files(names)
+
+    def _fetch_files(self, names: Iterable[str]) -> None:
+        wanted = {self.path / name: self.manifest["sha256"][name] for name in names}
+        for path in wanted.keys() - set(storage.fetch_all(wanted)):
+            raise self._differs(path, wanted[path], "no such file")
+
     def verify(self) -> None:
-        """Compare every file with the manifest.
+        """Compare every file with the manifest; on object storage only whether it is there, since
+        each is compared when it comes to a node.
 
         Raises:
             UserError: naming the file, what the manifest expects and what was found.
         """
+        there = set(storage.files(self.path)) if storage.mirrored(self.path) else None
         for name, expected in self.manifest["sha256"].items():
             path = self.path / name
-            found = file_sha256(path) if path.is_file() else "no such file"
+            if there is not None:
+                found = expected if path in there else "no such file"
+            else:
+                found = file_sha256(path) if path.is_file() else "no such file"
             if found != expected:
-                raise UserError(
-                    f"{path} differs from its manifest: expected sha256 {expected}, found {found}."
-                    f" Remove {self.path} to make this stage again."
-                )
+                raise self._differs(path, expected, found)
+
+    def _differs(self, path: Path, expected: str, found: str) -> UserError:
+        return UserError(
+            f"{storage.shown(path)} differs from its manifest: expected sha256 {expected}, found"
+            f" {found}. Remove {storage.shown(self.path)} to make this stage again."
+        )
+
+
+def _bring_manifest(folder: Path) -> bool:
+    """Have a version's manifest on this node; whether there is one."""
+    path = folder / "manifest.json"
+    if not storage.mirrored(path):
+        return path.is_file()
+    content = storage.read(path)
+    if content is None:
+        path.unlink(missing_ok=True)
+        return False
+    if not path.is_file() or path.read_bytes() != content:
+        with suppress(ValueError, LookupError, TypeError):  # Damaged: for who reads it to say.
+            _forget_others(folder, json.loads(content)["sha256"])
+        temporary = _temporary(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        place(temporary, path)
+    return True
+
+
+def _forget_others(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Remove from this node's mirror what is not the manifest's: a block that another node made
+    again, or a version that somebody had made again. From then on what is here is taken for it."""
+    for name, expected in sha256.items():
+        path = folder / name
+        if path.is_file() and file_sha256(path) != expected:
+            path.unlink()
+
+
+def brought(folder: str | Path) -> Path:
+    """A folder of plain files of a version, such as its model: on this node, whole."""
+    folder = Path(folder)
+    if storage.mirrored(folder):
+        home = next((path for path in folder.parents if path.parent.name == "stages"), None)
+        if home:  # Given weights belong to no version.
+            Version.open(home).fetch_folder(folder)
+    return folder
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -277,13 +365,15 @@ class Draft:
     def receipts(self) -> dict[int, dict[str, Any]]:
         """Receipts of finished blocks by number. A damaged one counts as none."""
         found = {}
+        storage.sync(self.path / "receipts")
+        there = set(storage.files(self.path / "blocks"))  # A receipt is sent after its files.
         for path in sorted((self.path / "receipts").glob("*.json")):
             try:
                 receipt = json.loads(path.read_text(encoding="utf-8"))
                 files, number = receipt["files"].values(), int(receipt["block"])
             except (ValueError, LookupError, TypeError, AttributeError):
                 continue
-            if all((self.path / name).is_file() for name in files):
+            if all(self.path / name in there for name in files):
                 found[number] = receipt
         return found
 
@@ -296,7 +386,7 @@ class Draft:
         wanted = {key: number for number, key in keys.items()}
         adopted = 0
         for other in sorted(self.path.parent.glob(f"{self.stage}-*")):
-            if other == self.path or not (other / "manifest.json").is_file():
+            if not wanted or other == self.path or not (other / "manifest.json").is_file():
                 continue
             for receipt in Draft(other, self.stage, {}).receipts().values():
                 number = wanted.pop(receipt["key"], None)
@@ -307,12 +397,9 @@ class Draft:
 
     def _link(self, other: Path, receipt: Mapping[str, Any], number: int) -> None:
         files, sha256 = {}, {}
-        (self.path / "blocks").mkdir(parents=True, exist_ok=True)
         for part, old in receipt["files"].items():
             name = old.replace(f"blocks/{receipt['block']:05d}", f"blocks/{number:05d}")
-            temporary = _temporary(self.path / name)
-            os.link(other / old, temporary)
-            publish(temporary, self.path / name)
+            link(other / old, self.path / name)
             files[part], sha256[name] = name, receipt["sha256"][old]
         mine = {"block": number, "files": files, "sha256": sha256, "about": {}}
         write_receipt(self.path, {**receipt, **mine})
@@ -346,6 +433,8 @@ class Draft:
             "digest": fingerprint(sha256),
             "facts": dict(facts),
         }
+        if storage.mirrored(self.path):
+            _forget_others(self.path, sha256)
         write_json(self.path / "manifest.json", manifest)
         return Version.open(self.path)
 
@@ -361,14 +450,27 @@ class Writer:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     born: str = field(default_factory=lambda: _born(os.getpid()))
+    job: str = field(default_factory=lambda: _ray_job())
+    """The Ray job it drives, `submission id@address of the cluster`; "" if none."""
 
-    def alive(self) -> bool | None:
-        """Whether the holder still runs; None when it is on another host and nobody can tell."""
+    def alive(self, has_ended: Callable[[str], bool]) -> bool | None:
+        """Whether the holder still runs; None when it is on another host and nobody can tell.
+
+        Args:
+            has_ended: whether a Ray job is known to have ended.
+        """
         if not self.born:  # Released.
             return False
         if self.host != socket.gethostname():
-            return None
+            return False if self.job and has_ended(self.job) else None
         return _born(self.pid) == self.born
+
+
+def _ray_job() -> str:
+    """From the environment that `ray job submit` gives a driver: this room knows no Ray."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    name = (told.get("metadata") or {}).get("job_submission_id", "")
+    return f"{name}@{os.environ.get('RAY_ADDRESS', '')}" if name else ""
 
 
 def _born(pid: int) -> str:
@@ -395,68 +497,96 @@ class RunFolder:
     """The folder a run leaves: stages with their versions, and what people open."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+        self.path = storage.locate(path).absolute()
         self.writer: Writer | None = None
+
+    def __str__(self) -> str:
+        """What people call it."""
+        return storage.shown(self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """For reading: refuses a folder that is no run."""
         folder = cls(path)
+        if storage.mirrored(folder.path) and not folder._is_written_here():
+            folder._sync()
         if not (folder.path / "current.json").is_file():
-            raise UserError(f"{path} is not a rocketray run: it has no current.json.")
+            raise UserError(f"{folder} is not a rocketray run: it has no current.json.")
         return folder
+
+    def _is_written_here(self) -> bool:
+        """Whether the mirror is at least as new as the store, and in its writer's hands."""
+        holder = self._holder()
+        is_here = holder is not None and holder.alive(lambda job: False) is True
+        return is_here and (self.path / "current.json").is_file()
+
+    def _sync(self) -> list[Path]:
+        """Bring to this node's mirror what says how far the run is: all small files but receipts.
+        Returns the folders of all stages."""
+        for folder in (self.path, self.path / "logs", self.path / "models"):
+            storage.sync(folder)
+        stages = storage.entries(self.stages)
+        storage.together(_bring_manifest, stages)
+        storage.fetch_all(
+            stage / name for stage in stages for name in ("timing.json", "known.json")
+        )
+        return stages
 
     # ---- one writer
 
-    def claim(self, *, take_over: bool = False) -> None:
+    def claim(
+        self, *, take_over: bool = False, has_ended: Callable[[str], bool] = lambda job: False
+    ) -> None:
         """Become the folder's writer, or say who is.
+
+        Args:
+            take_over: whoever holds it is known to be gone.
+            has_ended: whether a Ray job is known to have ended.
 
         Raises:
             UserError: the folder holds something else, cannot be written, or has a living writer.
         """
         self._check_folder()
         holder = self._holder()
-        if holder and holder.alive() is not False and not take_over:
+        if holder and not take_over and holder.alive(has_ended) is not False:
             where = f"process {holder.pid} on {holder.host}"
             raise UserError(
-                f"{self.path} is being written by {where}. Wait for it, stop it, or, if you know"
+                f"{self} is being written by {where}. Wait for it, stop it, or, if you know"
                 " that it is gone, add --take-over."
             )
         writer = Writer((holder.epoch if holder else 0) + 1)
-        path = self._writer_path(writer.epoch)
-        temporary = _temporary(path)
-        temporary.write_text(canonical(asdict(writer)), encoding="utf-8")
-        try:  # The link is the fence: of two claims at once only one makes the next epoch.
-            os.link(temporary, path)
-        except FileExistsError:
-            raise UserError(f"{self.path} has just been claimed by another process.") from None
-        finally:
-            temporary.unlink()
+        # The fence: of two claims at once only one makes the next epoch.
+        if not storage.create(self._writer_path(writer.epoch), canonical(asdict(writer))):
+            raise UserError(f"{self} has just been claimed by another process.")
         self.writer = writer
+        if storage.mirrored(self.path):  # From here on this mirror says it: nobody else writes.
+            for gone in set(self.stages.glob("*")) - set(self._sync()):
+                shutil.rmtree(gone)
 
     def release(self) -> None:
         """Say that nobody writes any more. The epoch stays: numbers never come back."""
         if self.writer and self._holder() == self.writer:
-            write_json(
-                self._writer_path(self.writer.epoch), asdict(Writer(self.writer.epoch, born=""))
-            )
+            released = replace(self.writer, born="")
+            write_json(self._writer_path(self.writer.epoch), asdict(released))
         self.writer = None
 
     def check_writer(self) -> None:
         """Refuse to go on once a newer epoch exists."""
         if self.writer and (holder := self._holder()) != self.writer:
             raise Superseded(
-                f"{self.path} was taken over by process {holder.pid if holder else '?'}"
+                f"{self} was taken over by process {holder.pid if holder else '?'}"
                 f" on {holder.host if holder else '?'}; this process stops."
             )
 
     def _check_folder(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
+        if storage.mirrored(self.path):
+            storage.check(self.path)
+        elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; --out needs a folder.")
-        inside = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+        inside = [path.name for path in storage.entries(self.path)]
         if inside and "writers" not in inside:
             raise UserError(
-                f"{self.path} holds something else than a rocketray run ({', '.join(inside[:3])}"
+                f"{self} holds something else than a rocketray run ({', '.join(inside[:3])}"
                 f"{', ...' if len(inside) > 3 else ''}). Give --out a new or empty folder."
             )
         try:
@@ -471,13 +601,15 @@ class RunFolder:
         return self.path / "writers" / f"{epoch:06d}.json"
 
     def _holder(self) -> Writer | None:
+        storage.sync(self.path / "writers")
         epochs = sorted((self.path / "writers").glob("[0-9]*.json"))
         if not epochs:
             return None
         try:
-            return Writer(**json.loads(epochs[-1].read_text(encoding="utf-8")))
+            told = json.loads(epochs[-1].read_text(encoding="utf-8"))
+            return Writer(**{"job": "", **told})  # Those of before there was this field.
         except (ValueError, TypeError):  # Damaged, as by a power cut.
-            return Writer(int(epochs[-1].stem), born="", pid=0)
+            return Writer(int(epochs[-1].stem), born="", pid=0, job="")
 
     # ---- versions
 
@@ -508,7 +640,7 @@ class RunFolder:
         current = self.current()
         if stage not in current:
             raise UserError(
-                f"{self.path} has no finished stage {stage!r}. It has: {', '.join(current)}."
+                f"{self} has no finished stage {stage!r}. It has: {', '.join(current)}."
             )
         return Version.open(self.stages / current[stage])
 
@@ -535,8 +667,30 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def link(source: Path, target: Path) -> None:
+    """A finished file under another name as well: linked, on object storage copied there; a copy,
+    too, where the two lie on different file systems."""
+    if storage.mirrored(target) and storage.mirrored(source):
+        storage.copy(source, target)
+        return
+    storage.fetch(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    publish(temporary, target)
+
+
 def copy_tree(source: Path, target: Path) -> None:
-    """Replace a folder by a copy of another, so that people never see half of it."""
+    """Replace a folder by a copy of another, so that people never see half of it (on object storage
+    they may)."""
+    if storage.mirrored(target):
+        copies = {target / path.relative_to(source): path for path in storage.files(source)}
+        storage.together(lambda copy: storage.copy(copies[copy], copy), copies)
+        storage.together(storage.remove, set(storage.files(target)) - copies.keys())
+        return
     temporary = _temporary(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, temporary)

@@ -150,7 +150,10 @@ def cross_encoder(run: Run) -> tuple[calibration.Map | None, Row]:
         "maps": {},
     }
     even_N = pairs.queries_N % 2 == 0
-    here, there = (Pairs(*(x[m] for x in pairs[:3]), pairs.judged) for m in (even_N, ~even_N))
+    here, there = (
+        Pairs(pairs.queries_N[m], pairs.ce_N[m], pairs.relevant_N[m], pairs.judged)
+        for m in (even_N, ~even_N)
+    )
     if not (fits(here) and fits(there)):
         return None, found
     found["temperature"] = calibration.fit_temperature(pairs.ce_N, pairs.relevant_N).temperature

@@ -174,7 +174,8 @@ class Texts:
 
     @cached_property
     def ids(self) -> ingest.Ids:
-        return ingest.Ids((hashes for hashes, _, _ in self.blocks), self._names)
+        count = sum(len(hashes) for hashes, _, _ in self.blocks)
+        return ingest.Ids((hashes for hashes, _, _ in self.blocks), count, self._names)
 
     def _names(self, rows: np.ndarray) -> list[str]:
         names: list[str] = []

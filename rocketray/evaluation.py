@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rocketray import measures, schema
+from rocketray import measures, schema, storage
 from rocketray.errors import UserError
 from rocketray.formats import beir
 from rocketray.formats.sources import BadLine
@@ -47,13 +47,20 @@ def evaluate(
         raise UserError(
             "--answers and --corpus go together: the questions, and the passages' text."
         )
-    for path in filter(None, (run_file, qrels, answers, corpus)):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file.")
+    run_file, qrels = _here(run_file), _here(qrels)
+    answers, corpus = answers and _here(answers), corpus and _here(corpus)
     run, judged = measures.read_run(run_file), measures.read_qrels_file(qrels)
     _check_same(run_file, run, qrels, judged)
     found = measures.evaluate(run, judged, asked)
     return found | (answer_recall(run, answers, corpus) if answers and corpus else {})
+
+
+def _here(name: Path) -> Path:
+    """The file on this machine."""
+    path = storage.locate(name)
+    if not storage.fetch(path):
+        raise UserError(f"{storage.shown(path)}: no such file.")
+    return path
 
 
 def _check_same(

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast, get_args
 
-from rocketray import artifacts, own_examples, pipeline, plan, results, tables
+from rocketray import artifacts, own_examples, pipeline, plan, results, storage, tables
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
+from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
 from rocketray.progress import Display
 from rocketray.workflow import Finished, Workflow
@@ -41,7 +42,7 @@ def run(
         dataset = tables.locate(recipe, folder.path, data, unlabelled)
         artifacts.write_text(folder.path / "recipe.yaml", recipes.dump(recipe))
         flow = Workflow(recipe, folder, display, until, frozen)
-        display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder.path}")
+        display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder}")
         say_departures(recipe, display)
         for warning in dataset.warnings:
             display.say(f"  note: {warning}")
@@ -66,7 +67,7 @@ def say_departures(recipe: recipes.Recipe, display: Display) -> None:
 def claimed(out: Path, take_over: bool) -> Iterator[RunFolder]:
     """A run folder that this process alone writes."""
     folder = RunFolder(out)
-    folder.claim(take_over=take_over)
+    folder.claim(take_over=take_over, has_ended=job_has_ended)
     try:
         yield folder
     finally:
@@ -106,13 +107,14 @@ def quickstart(
         display.say(f"\n{question}?")
         for answer in searcher.search(question, 3):
             display.say(f"  {answer.score:6.3f}  {answer.title}\n          {answer.snippet}")
+    place = storage.shown(storage.locate(out))
     display.say(
         f"""
 Next:
-  rocketray search {out}                          ask your own questions
-  open {out / "report.html"}                      curves, scores, what denoising removed
+  rocketray search {place}                          ask your own questions
+  open {place}/report.html                      curves, scores, what denoising removed
   rocketray run small --data FOLDER --out runs/1  your own corpus, questions and labels
-  SentenceTransformer("{out / "models" / "dual_2"}")  the retriever in sentence-transformers"""
+  SentenceTransformer("{place}/models/dual_2")  the retriever in sentence-transformers"""
     )
 
 
@@ -139,6 +141,6 @@ def train(
     with claimed(out, take_over) as folder:
         own_examples.check_folder(folder)
         artifacts.write_text(folder.path / "recipe.yaml", recipes.dump(told))
-        display.say(f"rocketray: {kind} from recipe {told.name}, into {folder.path}")
+        display.say(f"rocketray: {kind} from recipe {told.name}, into {folder}")
         own_examples.train(Workflow(told, folder, display), cast(own_examples.Kind, kind), own)
-    display.say(f"model: {folder.path / 'models' / kind}")
+    display.say(f"model: {folder}/models/{kind}")

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from rocketray import pipeline, schema
+from rocketray import pipeline, schema, storage
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats.examples_file import Text, open_examples
@@ -61,6 +61,8 @@ def read(path: Path) -> Own:
     passages: dict[Text, int] = {}
     queries: dict[str, int] = {}
     lines: list[Line] = []
+    path = storage.locate(path)
+    storage.fetch(path)
     for line, query, positive, negatives in open_examples(path):
         rows = [passages.setdefault(text, len(passages)) for text in (positive, *negatives)]
         lines.append(Line(line, queries.setdefault(query, len(queries)), rows[0], rows[1:]))

@@ -8,7 +8,6 @@ unlabelled -retrieve by dual_1-> score -> augment -> dual_2             from the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rocketray import artifacts, calibration, schema
+from rocketray import artifacts, calibration, schema, storage
 from rocketray.artifacts import Version
 from rocketray.engine import training
 from rocketray.errors import UserError
@@ -123,6 +122,7 @@ def initial_dual(flow: Workflow, told: Dual, name: str = "initial") -> Version:
     def make(folder: Path) -> dict[str, Any]:
         source = weights_of(flow, told.weights)
         DualEncoder.create(source, **told.model_dump(exclude={"weights"})).save(folder / "model")
+        storage.push(folder / "model")
         return {}
 
     return flow.files(name, from_weights(flow, told.weights, settings), [], make)
@@ -138,6 +138,7 @@ def initial_cross(flow: Workflow, told: Cross) -> Version:
             source, layers=told.layers, length=told.length, dropout=told.dropout,
             seed=flow.recipe.seed,
         ).save(folder / "model")  # fmt: skip
+        storage.push(folder / "model")
         return {}
 
     return flow.files("initial_cross", from_weights(flow, told.weights, settings), [], make)
@@ -243,7 +244,7 @@ def token_stores(flow: Workflow, tables: Tables, wanted: Mapping[str, Readings])
 def tokenizer_of(model: Version) -> Path:
     """Where a model folder keeps its tokenizer: two towers keep one each, the same."""
     folder = model.path / "model"
-    return folder if (folder / "tokenizer.json").is_file() else folder / "query"
+    return folder if "model/tokenizer.json" in model.manifest["sha256"] else folder / "query"
 
 
 # ----------------------------------------------------------------------------------------- stages
@@ -395,28 +396,22 @@ def _known_pairs(record: Path, store: Path) -> list[str]:
     """Files of scores made before this stage began. Written down, so that a resumed stage knows
     the same pairs, makes the same batches, and so the same bytes."""
     if not record.is_file():
-        artifacts.write_json(record, sorted(path.name for path in store.glob("*.parquet")))
+        artifacts.write_json(record, [path.name for path in _stored(store)])
     names: list[str] = artifacts.read_json(record)
     return [str(store / name) for name in names]
 
 
 def _keep_pairs(scored: Version, store: Path) -> None:
     """Append a finished stage's new scores to the store, as links to its own files."""
-    store.mkdir(parents=True, exist_ok=True)
-    for block in scored.blocks:
-        target = store / f"{scored.path.name}-{block.number:05d}.parquet"
-        if not target.exists():
-            _link(block.files["pairs"], target)
+    known = set(_stored(store))
+    links = {store / f"{scored.path.name}-{b.number:05d}.parquet": b for b in scored.blocks}
+    storage.together(
+        lambda target: artifacts.link(links[target].files["pairs"], target), links.keys() - known
+    )
 
 
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file; a copy where the target lies on another file system."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        attempt = target.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(source, attempt)
-        attempt.replace(target)
+def _stored(store: Path) -> list[Path]:
+    return [path for path in storage.entries(store) if path.suffix == ".parquet"]
 
 
 def pool(flow: Workflow, ready: Ready, run: Version, told: Rules) -> Version:
@@ -756,8 +751,9 @@ def train(
         return {k: v for k, v in asdict(result).items() if k != "history"}
 
     model = flow.files(name, identity, list(read.values()), make)
-    for leftover in ("checkpoints", "best", "ray_train"):  # Only now: until then they are needed.
-        shutil.rmtree(model.path / leftover, ignore_errors=True)
+    for leftover in ("checkpoints", "best"):  # Only now: until then they are needed.
+        storage.remove(model.path / leftover)
+    shutil.rmtree(model.path / "ray_train", ignore_errors=True)
     _show_copy(flow, model)
     return model
 
@@ -770,7 +766,9 @@ def _show_copy(flow: Workflow, model: Version) -> None:
         artifacts.copy_tree(model.path / "model", flow.folder.path / "models" / model.name)
         log = flow.folder.path / "logs" / f"{model.name}.jsonl"
         log.parent.mkdir(exist_ok=True)
+        storage.fetch(model.path / "log.jsonl")
         shutil.copyfile(model.path / "log.jsonl", log)
+        storage.push(log)
         artifacts.write_json(copies, {**known, model.name: model.path.name})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from rocketray import artifacts, measures, report, schema
+from rocketray import artifacts, measures, report, schema, storage
 from rocketray.artifacts import Version
 from rocketray.evaluation import ANSWER_DEPTHS, MEASURES
 from rocketray.progress import clock
@@ -29,12 +29,12 @@ def conclude(flow: Workflow) -> None:
     summary = summarise(flow)
     artifacts.write_json(flow.folder.path / "summary.json", summary)
     page = flow.folder.path / "report.html"
-    if "metrics" not in flow.skipped or not page.is_file():
+    if "metrics" not in flow.skipped or not storage.fetch(page):
         for name, run in runs.items():
             write_trec(flow, name, run)
         report.write(flow.folder)
     show(flow, metrics, summary)
-    flow.display.say(f"report: {page}")
+    flow.display.say(f"report: {storage.shown(page)}")
 
 
 # -------------------------------------------------------------------------------------- measuring
@@ -150,6 +150,7 @@ def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:
     path = flow.folder.path / "runs" / f"{name}.trec"
     path.parent.mkdir(exist_ok=True)
     measures.write_run(path, rows(), tag=f"rocketray-{name}")
+    storage.push(path)
 
 
 # --------------------------------------------------------------------------------------- counting

@@ -66,6 +66,7 @@ class Searcher:
         self.dual = DualEncoder.open(dual.path / "model").to(device()).eval()
         self.assembler = Assembler(Tokenizer(self.dual.tokenizer_folder))
         self.index = faiss.IndexFlatIP(self.dual.size)
+        embeddings.fetch("embeddings")
         for block in embeddings.blocks:  # Memory-mapped: no second copy of all of them.
             self.index.add(embeddings.array(block.number, "embeddings"))
 
@@ -99,7 +100,7 @@ class Searcher:
                 if _inputs(embeddings)["model"] == dual.digest:
                     return dual, embeddings
         raise UserError(
-            f"{self.folder.path} has no finished retriever (dual_0, dual_1 or dual_2 with its"
+            f"{self.folder} has no finished retriever (dual_0, dual_1 or dual_2 with its"
             " embeddings). Run it further: `rocketray run` with the same --out goes on."
         )
 
@@ -109,7 +110,7 @@ class Searcher:
         embedded = _inputs(embeddings)["tokens"] == tokens.digest
         if not (embedded and _inputs(tokens)["table"] == passages.digest):
             raise UserError(
-                f"{self.folder.path}: the passages are newer than their embeddings. Run it"
+                f"{self.folder}: the passages are newer than their embeddings. Run it"
                 " further: `rocketray run` with the same --out goes on."
             )
         return passages
@@ -120,7 +121,7 @@ class Searcher:
         found = self._cross_versions()
         if found is None:
             raise UserError(
-                f"{self.folder.path} has no cross-encoder for these passages. Run it further:"
+                f"{self.folder} has no cross-encoder for these passages. Run it further:"
                 " `rocketray run` with the same --out goes on."
             )
         version, tokens = found

@@ -6,15 +6,16 @@ Everything is validated here, before anything is computed; ids become row number
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from rocketray import artifacts, schema
+from rocketray import artifacts, schema, storage
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.formats import Cut, Dataset, Source, cut, open_dataset, text_source
@@ -49,18 +50,24 @@ def locate(recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | N
                 " corpus.jsonl, queries.jsonl, qrels/train.tsv; or MS MARCO TSV files)."
             )
         data = make_data(recipe, folder / "data")
+    data = storage.locate(data)
+    storage.sync(data, below=True)
+    if unlabelled:
+        unlabelled = storage.locate(unlabelled)
+        storage.fetch(unlabelled)
     return open_dataset(data, unlabelled)
 
 
 def make_data(recipe: Recipe, folder: Path) -> Path:
     """Write the recipe's own data set, once: the same recipe and machine give the same bytes."""
     size = recipe.data.queries
+    storage.sync(folder, below=True)
     mark = folder / ".made.json"
     told = recipe.data.model_dump(mode="json", exclude={"seed"})
     wanted = {"data": told, "seed": recipe.data_seed}
     if mark.is_file() and artifacts.read_json(mark) == wanted:
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    storage.remove(folder)
     if recipe.data.source == "generated":
         write_generated(folder, passages=recipe.data.passages, queries=size, seed=recipe.data_seed)
     else:
@@ -73,21 +80,19 @@ def make_data(recipe: Recipe, folder: Path) -> Path:
             limit_unlabelled=size,
             seed=recipe.data_seed,
         )
+    storage.push(folder)
     artifacts.write_json(mark, wanted)
     return folder
 
 
 def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
     """Validate everything, before anything is computed."""
-    scratch = flow.folder.path / "scratch"
-    try:
+    with _scratch(flow) as scratch:
         passages, queries, cuts = _ingest_rows(flow, dataset, scratch)
         pids, qids = ids_of(passages, "pid"), ids_of(queries, "qid")
         ingest.raise_duplicates(pids, cuts["passages"], "passage")
         ingest.raise_duplicates(qids, cuts["queries"], "query")
         qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Tables(passages, queries, qrels, _choose(flow, queries, qrels))
 
 
@@ -101,8 +106,8 @@ def _ingest_rows(
     }
     named = ingest.named_queries(dataset.qrels.values())
     labelled = scratch / "labelled.npy"  # A path: what Ray carries to an actor must stay small.
-    scratch.mkdir(parents=True, exist_ok=True)
     np.save(labelled, named)
+    storage.push(scratch)
     specs = [_ingest_spec("passages", "passages", cuts["passages"])]
     if cuts["queries"]:
         specs.append(_ingest_spec("queries", "queries", cuts["queries"], named, labelled))
@@ -144,16 +149,27 @@ def _raise_problems(made: Sequence[Version]) -> None:
 
 def read_questions(flow: Workflow, name: str, path: Path) -> Version:
     """A file of questions as a table of its own, `name`; the data set's stays as it is."""
-    scratch = flow.folder.path / "scratch"
     source = text_source(path, "questions")
-    try:
+    with _scratch(flow) as scratch:
         cuts = _cuts([source], flow.recipe.blocks.queries, scratch)
+        storage.push(scratch)
         made = flow.bulk(_ingest_spec(name, "queries", cuts))
         _raise_problems(made)
         ingest.raise_duplicates(ids_of(made[0], "qid"), cuts, "query")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return made[0]
+
+
+@contextmanager
+def _scratch(flow: Workflow) -> Iterator[Path]:
+    """A folder for what ingest needs and nobody after it. With a name of its own: what an earlier
+    attempt left in a node's mirror must not be read for it."""
+    folder = flow.folder.path / "scratch"
+    mine = folder / uuid.uuid4().hex[:8]
+    mine.mkdir(parents=True)
+    try:
+        yield mine
+    finally:
+        storage.remove(folder)
 
 
 def _cuts(sources: Sequence[Source], rows: int, scratch: Path) -> list[Cut]:
@@ -181,6 +197,7 @@ def _digest(keys: Sequence[str]) -> str:
 
 def ids_of(version: Version, column: str) -> ingest.Ids:
     """People's ids -> row numbers."""
+    version.fetch("hashes")
 
     def read(rows: np.ndarray) -> list[str]:
         names: list[str] = version.take(rows, column)[column].to_pylist()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rocketray import artifacts
+from rocketray import artifacts, storage
 from rocketray.artifacts import Draft, Parts, RunFolder, Version
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.errors import UserError
@@ -157,7 +157,8 @@ class Workflow:
         inputs: Sequence[Version],
         make: Callable[[Path], Mapping[str, Any]],
     ) -> Version:
-        """A version of plain files, such as a model: `make` fills PATH/model and returns facts."""
+        """A version of plain files, such as a model: `make` publishes PATH/model and returns
+        facts."""
         whole = {"stage": name, **identity}
         draft, found = self._before(name, whole)
         if found:
@@ -165,6 +166,7 @@ class Workflow:
         self._verify(inputs)
         with self._timed(draft):
             facts = make(draft.path)
+            storage.sync(draft.path / "model", below=True)  # Another node may have made it.
             model = sorted(p for p in (draft.path / "model").rglob("*") if p.is_file())
             return self._after(draft.finish(facts, files=model))
 
@@ -273,14 +275,16 @@ def _sum_facts(draft: Draft) -> dict[str, Any]:
 
 @contextmanager
 def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `update` with the last line of a growing JSON-lines file, twice a second.
+    """Call `update` with the last line of a growing JSON-lines file, twice a second; on object
+    storage as often as the file is sent there.
 
     Training runs in other processes; its log is the one channel that also survives them.
     """
     stop = threading.Event()
+    pause = storage.SECONDS if storage.mirrored(log) else 0.5
 
     def follow() -> None:
-        while not stop.wait(0.5):
+        while not stop.wait(pause):
             line = _last_line(log)
             if line:
                 update(line)
@@ -297,11 +301,8 @@ def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[No
 
 
 def _last_line(log: Path) -> dict[str, Any]:
-    if not log.is_file():
-        return {}
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().split(b"\n")[:-1]  # What follows the last newline is half written.
+    # What follows the last newline is half written.
+    lines = storage.tail(log, 4096).split(b"\n")[:-1]
     for line in reversed(lines):
         try:
             record: dict[str, Any] = json.loads(line)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rocketray import loop
+from rocketray import loop, storage
 from rocketray.progress import Display
+from tests import s3
 from tests.runs import ALONE
 
 SMALLER = (
@@ -27,3 +30,33 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny") / "run"
     loop.run("tiny", out, overrides=SMALLER, display=Display(quiet=True))
     return out
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3 server on loopback."""
+    with s3.server(tmp_path_factory.mktemp("s3") / "moto.log") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The url of a new bucket; the environment is a node's that may use it, with an empty cache."""
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3.make_bucket(s3_server, name)
+    for variable, value in s3.ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("ROCKETRAY_CACHE", str(tmp_path / "node"))
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def on(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3.Node:
+    """`on("b")` goes to another machine, and says where the bucket's folder `run` is there."""
+
+    def go(node: str) -> Path:
+        monkeypatch.setenv("ROCKETRAY_CACHE", str(tmp_path / node))
+        return storage.locate(f"{bucket}/run")
+
+    return go

@@ -1,4 +1,7 @@
-"""Whole runs as people start them, in processes of their own, and what they leave."""
+"""Whole runs as people start them, in processes of their own, and what they leave.
+
+`out` may be a mirror of object storage: the run is told its url, and the environment says the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from rocketray import storage
+
 ALONE = ("cluster.train.workers=0", "cluster.bulk.actors=0", "cluster.train.threads=1")
 """Settings for a run without Ray: everything in one process."""
 PATIENCE = 240.0
@@ -19,23 +24,30 @@ PATIENCE = 240.0
 def start(
     out: Path, *settings: str, recipe: str = "tiny", until: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """`rocketray run RECIPE --out OUT`; its output goes to OUT.log."""
-    command = [sys.executable, "-m", "rocketray.cli", "run", recipe, "--out", str(out)]
+    """`rocketray run RECIPE --out OUT`; its output goes to `log_of(out)`."""
+    command = [sys.executable, "-m", "rocketray.cli", "run", recipe, "--out", storage.shown(out)]
     command += ["--until", until] if until else []
     for setting in settings:
         command += ["--set", setting]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with out.with_suffix(".log").open("ab") as log:
+    with log_of(out).open("ab") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
+
+
+def log_of(out: Path) -> Path:
+    """Beside the folder, or beside the cache that its mirror is in."""
+    if storage.mirrored(out):
+        return Path(os.environ["ROCKETRAY_CACHE"]).with_suffix(".log")
+    return out.with_suffix(".log")
 
 
 def finish(out: Path, *settings: str, recipe: str = "tiny") -> str:
     """Run to the end; returns all that was printed by this and earlier starts."""
     process = start(out, *settings, recipe=recipe)
     code = process.wait(timeout=900)
-    text = out.with_suffix(".log").read_text()
+    text = log_of(out).read_text()
     assert code == 0, text[-4000:]
     return text
 
@@ -45,7 +57,7 @@ def kill_at(out: Path, pattern: str, *settings: str, how: int = signal.SIGKILL) 
     process = start(out, *settings)
     deadline = time.monotonic() + PATIENCE
     while not any(out.glob(pattern)):
-        assert process.poll() is None, f"{pattern}: {out.with_suffix('.log').read_text()[-2000:]}"
+        assert process.poll() is None, f"{pattern}: {log_of(out).read_text()[-2000:]}"
         assert time.monotonic() < deadline, f"{pattern} did not come"
         time.sleep(0.01)
     process.send_signal(how)

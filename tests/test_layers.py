@@ -13,7 +13,7 @@ import rocketray
 PACKAGE = Path(rocketray.__file__).parent
 JOBS = PACKAGE.parent / "jobs"
 
-DATA = {"errors", "schema", "artifacts", "recipe"}
+DATA = {"errors", "schema", "storage", "artifacts", "recipe"}
 PARTS = {*DATA, "lines", "answers", "calibration", "formats", "measures", "report", "model",
          "stages", "engine"}  # fmt: skip
 ALLOWED = {
@@ -22,7 +22,8 @@ ALLOWED = {
     "answers": set[str](),
     "progress": set[str](),
     "lines": {"errors"},
-    "artifacts": {"errors"},
+    "storage": {"errors"},
+    "artifacts": {"errors", "storage"},
     "paper": set[str](),
     "recipe": {"errors", "paper"},
     "calibration": {"errors", "artifacts"},

@@ -50,6 +50,19 @@ def _address(cluster: Cluster) -> str | None:
     return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
+def job_has_ended(job: str) -> bool:
+    """Whether a job of this process's cluster, `submission id@address`, is known to have ended."""
+    name, _, address = job.partition("@")
+    if not address or address != os.environ.get("RAY_ADDRESS"):
+        return False  # Of another cluster, or of one that was started anew: nobody to ask.
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return bool(JobSubmissionClient(address).get_job_status(name).is_terminal())
+    except (RuntimeError, OSError):  # Forgotten, or no answer.
+        return False
+
+
 def _prepare_environment() -> None:
     """What this process's Ray, and the processes of a local cluster, find when they start."""
     settings = {

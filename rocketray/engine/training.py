@@ -18,6 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rocketray import storage
 from rocketray.artifacts import write_text
 from rocketray.engine.cluster import connect, has_gpus
 from rocketray.errors import UserError
@@ -37,11 +38,11 @@ def fit(job: Job, cluster: Cluster) -> Result:
         return train(replace(job, threads=job.threads or os.cpu_count()))
     connect(cluster)
     use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
-    _refusal(job).unlink(missing_ok=True)
+    storage.remove(_refusal(job))
     try:
         answer = _fit_on_ray(job, cluster, use_gpu)
     except RuntimeError:  # Ray Train's own errors are RuntimeErrors.
-        if not _refusal(job).is_file():
+        if not storage.fetch(_refusal(job)):
             raise
         answer = {"error": _refusal(job).read_text(encoding="utf-8")}
     if "error" in answer:
@@ -107,12 +108,12 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     job: Job = config["job"]
-    if not job.examples.is_dir():
+    if not storage.mirrored(job.examples) and not job.examples.is_dir():
         raise UserError(
             f"{socket.gethostname()} does not see {job.examples}: the run folder must be on storage"
-            " that every node sees under one path."
+            " that every node sees under one path, or on object storage."
         )
-    if _refusal(job).is_file():
+    if storage.fetch(_refusal(job)):
         return {"error": _refusal(job).read_text(encoding="utf-8")}
     if job.threads is None:  # This machine's cores, shared with the workers beside this one.
         beside = get_context().get_local_world_size()

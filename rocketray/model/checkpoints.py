@@ -3,7 +3,8 @@
     FOLDER/step-00000123/  *.safetensors  state.json (with the sha256 of each safetensors file)
 
 Ray's own checkpoints are neither atomic nor checked; these are written under a name no other
-attempt uses, synced, and renamed. One process writes.
+attempt uses, synced, and renamed. One process writes. On object storage (storage.py) they are sent
+in the background, state.json last, so that half of one is no valid one; old ones go after new ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from rocketray.artifacts import file_sha256, publish
+from rocketray import storage
+from rocketray.artifacts import file_sha256, place
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -65,14 +67,25 @@ def save(
         _sync(entry)
     if path.exists():  # Left by an attempt that was found corrupt, or that ran further than this.
         shutil.rmtree(path)
-    publish(temporary, path)
-    _clean(folder, keep)
+    place(temporary, path)
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    if storage.mirrored(path):
+        storage.later(lambda: _send(path, keep))
+    else:
+        _clean(folder, keep)
     return path
+
+
+def _send(path: Path, keep: int) -> None:
+    storage.together(storage.push, path.glob("*.safetensors"))
+    storage.push(path / "state.json")
+    _clean(path.parent, keep)
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest valid checkpoint. A corrupt one is passed over, with a warning that names it."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_steps(folder)):
         if checkpoint := _read(path):
             return checkpoint
     return None
@@ -81,18 +94,23 @@ def newest(folder: Path) -> Checkpoint | None:
 def at(folder: Path, step: int) -> Checkpoint | None:
     """The checkpoint of one step, if it is there and valid."""
     path = folder / f"step-{step:08d}"
-    return _read(path) if path.exists() else None
+    return _read(path) if path in _steps(folder) else None
 
 
 def remove_after(folder: Path, step: int) -> None:
     """Forget what is newer than the step a run goes on from: it will be made again."""
-    for path in folder.glob("step-*"):
+    for path in {*_steps(folder), *folder.glob("step-*")}:  # Here may be what was never sent.
         if path.name > f"step-{step:08d}":
-            shutil.rmtree(path)
+            storage.remove(path)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return [path for path in storage.entries(folder) if path.name.startswith("step-")]
 
 
 def _read(path: Path) -> Checkpoint | None:
     """None, and a loud warning, unless every file is there and has the bytes it should have."""
+    storage.fetch(path / "state.json")
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, step = dict(state["sha256"]), int(state["step"])
@@ -100,7 +118,9 @@ def _read(path: Path) -> Checkpoint | None:
         log.warning("Skipping checkpoint %s: state.json is unusable (%r).", path, error)
         return None
     for name, sha256 in expected.items():
-        found = file_sha256(path / name) if (path / name).is_file() else "no such file"
+        found = _sha256(path / name)
+        if found != sha256 and storage.mirrored(path) and storage.fetch(path / name):
+            found = _sha256(path / name)
         if found != sha256:
             log.warning(
                 "Skipping checkpoint file %s: expected sha256 %s, found %s.",
@@ -110,9 +130,13 @@ def _read(path: Path) -> Checkpoint | None:
     return Checkpoint(path, step, state)
 
 
+def _sha256(path: Path) -> str:
+    return file_sha256(path) if path.is_file() else "no such file"
+
+
 def _clean(folder: Path, keep: int) -> None:
-    for path in [*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".step-*.tmp")]:
-        shutil.rmtree(path)
+    for path in _steps(folder)[:-keep]:
+        storage.remove(path)
 
 
 def _sync(path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rocketray.artifacts import brought
 from rocketray.errors import UserError
 from rocketray.model.first_token import first_token, supports
 from rocketray.model.tokens import Batch
@@ -133,7 +134,7 @@ class CrossEncoder(nn.Module):
         Raises:
             UserError: the folder holds something else.
         """
-        folder = Path(folder)
+        folder = brought(folder)
         settings = read_settings(folder, KIND)
         model = load(AutoModelForSequenceClassification, folder, whole=True)
         return cls(model, length=settings["length"], tokenizer_folder=folder)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from rocketray.artifacts import brought
 from rocketray.model.first_token import first_token, supports
 from rocketray.model.tokens import Batch
 from rocketray.model.weights import (
@@ -170,7 +171,7 @@ class DualEncoder(nn.Module):
         Raises:
             UserError: the folder holds something else.
         """
-        folder = Path(folder)
+        folder = brought(folder)
         settings = read_settings(folder, KIND)
         del settings["kind"]
         two = settings.pop("towers") == "two"

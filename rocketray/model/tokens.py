@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from rocketray.artifacts import Version
+from rocketray.artifacts import Version, brought
 from rocketray.errors import UserError
 from rocketray.model.weights import tokenizer_fingerprint
 
@@ -58,6 +58,7 @@ class Tokenizer:
     """The fast tokenizer of a model folder."""
 
     def __init__(self, folder: str | Path) -> None:
+        folder = brought(folder)
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
@@ -257,6 +258,7 @@ def _open_blocks(paths: Iterable[Path]) -> Iterable[_Block]:
     first_row = 0
     for path in paths:
         version = Version.open(path)
+        version.fetch("ids", "offsets", "titles")
         for number in range(len(version.blocks)):
             # asarray drops the memmap class, whose every slice costs a microsecond, not the map.
             ids, offsets, titles = (

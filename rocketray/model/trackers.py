@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rocketray import storage
 from rocketray.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class TensorBoard:
 
     def __init__(self, run: str, folder: Path, done: int) -> None:
         writer = _package("tensorboardX", "tensorboard").SummaryWriter
-        self.writer = writer(str(folder / "tensorboard"), purge_step=done + 1)
+        self.folder = folder / "tensorboard"
+        self.writer = writer(str(self.folder), purge_step=done + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -93,6 +95,7 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+        storage.push(self.folder)
 
 
 class MLflow:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from rocketray import storage
 from rocketray.artifacts import Version, publish, read_json, write_json, write_text
 from rocketray.errors import UserError
 from rocketray.model import checkpoints, trackers
@@ -244,6 +245,7 @@ class Trainer:
         self.optimizer = adamw(parameters, job.weight_decay)
         self.state = State()
         self.trackers: trackers.Trackers | None = None
+        self.log_sent = time.monotonic()
         self.limit_flops = 0.0
         """What all workers' processors could do per second; 0 until measured."""
 
@@ -305,7 +307,7 @@ class Trainer:
     def _choices(self) -> dict[str, Any]:
         """What this run has chosen so far. Worker 0's file."""
         path = self.job.out / "choices.json"
-        return dict(read_json(path)) if path.is_file() else {}
+        return dict(read_json(path)) if storage.fetch(path) else {}
 
     def _choose(self, **choices: Any) -> None:
         write_json(self.job.out / "choices.json", self._choices() | choices)
@@ -422,6 +424,7 @@ class Trainer:
         finally:
             if self.trackers:
                 self.trackers.close()
+        self._settle()
         self._leave_model()
         return self._result()
 
@@ -585,6 +588,7 @@ class Trainer:
             }
             folder = self.job.out / "checkpoints"
             state = {**asdict(self.state), "run": self._identity()}
+            self._send_log()  # First: who goes on from here needs the lines up to here.
             checkpoints.save(folder, step, tensors, state, keep=2)
 
     def _resume(self) -> int:
@@ -679,9 +683,24 @@ class Trainer:
             self.job.log_path.parent.mkdir(parents=True, exist_ok=True)
             with self.job.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            if time.monotonic() - self.log_sent > storage.SECONDS:
+                self._send_log()
         if self.trackers and "step" in line:
             values = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
             self.trackers.log(line["step"], values)
+
+    def _send_log(self) -> None:
+        """To object storage, in the background, where the run is there."""
+        path = self.job.log_path
+        if path and storage.mirrored(path):
+            self.log_sent = time.monotonic()
+            storage.later(lambda: storage.push(path))
+
+    def _settle(self) -> None:
+        """Wait until all that was sent in the background has arrived."""
+        if self.rank == 0:
+            self._send_log()
+            storage.settle()
 
 
 @dataclass
@@ -791,7 +810,7 @@ def _save_model(model: DualEncoder | CrossEncoder, folder: Path) -> None:
 
 def _cut_log(path: Path | None, step: int) -> None:
     """Keep the lines up to a step; those of steps that will be done again would be doubled."""
-    if path is None or not path.exists():
+    if path is None or not storage.fetch(path):
         return
     lines = path.read_text(encoding="utf-8").splitlines() if step else []
     write_text(path, "".join(line + "\n" for line in lines if _step_in(line) <= step))

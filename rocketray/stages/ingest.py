@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rocketray import lines, schema
+from rocketray import lines, schema, storage
 from rocketray.artifacts import Made
 from rocketray.errors import UserError
 from rocketray.formats import BadLine, Cut, Record, records
@@ -419,9 +419,13 @@ class Ingest:
         """`labelled`: for queries, a file of `named_queries`."""
         self.ingest: IngestPassages | IngestQueries = IngestPassages()
         if table == "queries":
+            if labelled:
+                storage.fetch(Path(labelled))
             self.ingest = IngestQueries(np.load(labelled) if labelled else None)
 
     def __call__(self, item: Cut) -> Made:
+        titles = [item.titles.path, item.titles.index] if item.titles else []
+        storage.fetch_all([item.path, *titles])
         found = self.ingest(item)
         facts = {**found.counts, "problems_kept": [list(problem) for problem in found.problems]}
         return Made({"table": found.table, "hashes": found.hashes}, len(found.table), facts)

@@ -58,6 +58,7 @@ class Retrieve:
             return Made({"table": run_table(rows, nothing, nothing, kept)}, len(rows))
         q_QD = encode_queries(self.model, self.assembler, self.tokens, rows[kept])
         blocks = self.embeddings.blocks[item["first"] : item["last"]]
+        self.embeddings.fetch("embeddings", blocks=range(item["first"], item["last"]))
         arrays = ((b.first_row, self.embeddings.array(b.number, "embeddings")) for b in blocks)
         scores, passages = top_k(q_QD, arrays, self.k)
         return Made({"table": run_table(rows, passages, scores, kept)}, len(rows))

@@ -13,6 +13,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.inference import device, score_pairs
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.schema import PAIRS, SCORED
+from rocketray.storage import fetch_all
 
 
 class Score:
@@ -71,7 +72,7 @@ class PairScores:
     """Pairs scored before, looked up by the hashes of their texts."""
 
     def __init__(self, files: Sequence[str]) -> None:
-        tables = [read_table(Path(file)) for file in files] or [PAIRS.empty_table()]
+        tables = [read_table(path) for path in fetch_all(map(Path, files))] or [PAIRS.empty_table()]
         pairs = pa.concat_tables(tables)
         keys = _mix(pairs["query_hash"].to_numpy(), pairs["passage_hash"].to_numpy())
         order = np.argsort(keys, kind="stable")
@@ -92,6 +93,7 @@ class PairScores:
 
 def hashes(tokens: str) -> np.ndarray:
     version = Version.open(tokens)
+    version.fetch("hashes")
     parts = [version.array(b.number, "hashes") for b in version.blocks]
     return np.concatenate([*parts, np.empty(0, np.uint64)])
 

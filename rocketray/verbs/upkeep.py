@@ -12,8 +12,9 @@ from typing import Literal
 
 from rich.table import Table
 
-from rocketray import artifacts
+from rocketray import artifacts, storage
 from rocketray.artifacts import Draft, RunFolder, Version
+from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
 from rocketray.loop import claimed
 from rocketray.progress import Display, clock
@@ -60,9 +61,9 @@ def status(path: Path) -> Status:
     Raises:
         UserError: it is no run folder.
     """
-    if not (path / "writers").is_dir():
-        raise UserError(f"{path} is not a rocketray run: it has no writers.")
     folder = RunFolder(path)
+    if not storage.entries(folder.path / "writers"):
+        raise UserError(f"{folder} is not a rocketray run: it has no writers.")
     current = set(folder.current().values())
     versions = [_stored(version, current) for version in sorted(folder.stages.glob("*-*"))]
     return Status(_writer(folder), versions, _bytes(_files([folder.path])))
@@ -70,9 +71,10 @@ def status(path: Path) -> Status:
 
 def _writer(folder: RunFolder) -> str | None:
     holder = folder._holder()
-    if holder is None or holder.alive() is False:
+    alive = holder and holder.alive(job_has_ended)
+    if holder is None or alive is False:
         return None
-    unsure = "" if holder.alive() else ", on another machine: perhaps gone"
+    unsure = "" if alive else ", on another machine: perhaps gone"
     return f"process {holder.pid} on {holder.host} (epoch {holder.epoch}{unsure})"
 
 

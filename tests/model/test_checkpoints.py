@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rocketray import storage
 from rocketray.artifacts import file_sha256
 from rocketray.model import checkpoints
+from tests.s3 import Node
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
@@ -120,3 +123,62 @@ def test_what_is_newer_than_the_resumed_step_is_forgotten(tmp_path: Path) -> Non
         save(tmp_path, step, keep=5)
     checkpoints.remove_after(tmp_path, 1)
     assert names(tmp_path) == ["step-00000001"]
+
+
+# ------------------------------------------------------------------------------ on object storage
+
+
+def kept(folder: Path) -> list[str]:
+    """Files in the store, once all is sent."""
+    storage.settle()
+    return [path.relative_to(folder).as_posix() for path in storage.files(folder)]
+
+
+def test_another_node_finds_the_newest(on: Node) -> None:
+    for step in (1, 2, 10):
+        save(on("a"), step)
+    files = ("model.safetensors", "optimizer.safetensors", "state.json")
+    assert kept(on("b")) == [f"step-{n:08d}/{name}" for n in (2, 10) for name in files]
+    found = checkpoints.newest(on("b"))
+    assert found is not None
+    assert (found.step, found.tensors("model")["w"].tolist()) == (10, [10, 10, 10])
+    assert names(on("b")) == ["step-00000010"]
+    assert checkpoints.at(on("b"), 2) is not None
+    assert checkpoints.at(on("b"), 3) is None
+
+
+@pytest.mark.parametrize("damage", ["half sent", "changed"])
+def test_what_is_not_whole_in_the_store_is_passed_over(
+    on: Node, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    save(on("a"), 1)
+    path = save(on("a"), 2)
+    storage.settle()
+    if damage == "half sent":
+        storage.remove(path / "state.json")
+    else:
+        (path / "model.safetensors").write_bytes(b"something else")
+        storage.push(path / "model.safetensors")
+    found = checkpoints.newest(on("b"))
+    assert found is not None
+    assert found.step == 1
+    assert str(on("b") / path.name) in caplog.text
+
+
+def test_what_was_never_sent_does_not_count(on: Node) -> None:
+    save(on("a"), 1)
+    storage.settle()
+    never = Path(shutil.copytree(on("a") / "step-00000001", on("a") / "step-00000002"))
+    found = checkpoints.newest(on("a"))
+    assert found is not None
+    assert found.step == 1
+    checkpoints.remove_after(on("a"), 1)
+    assert not never.exists()
+
+
+def test_what_is_newer_in_the_store_is_forgotten(on: Node) -> None:
+    for step in (1, 2, 3):
+        save(on("a"), step, keep=5)
+    storage.settle()
+    checkpoints.remove_after(on("b"), 1)
+    assert {name.partition("/")[0] for name in kept(on("b"))} == {"step-00000001"}

@@ -18,7 +18,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rocketray.artifacts import Draft, Version, commit_block
+from rocketray import storage
+from rocketray.artifacts import Draft, Version, commit_block, read_json
 from rocketray.errors import UserError
 from rocketray.model import checkpoints, dual_encoder, steps, trackers, trainer
 from rocketray.model.cross_encoder import CrossEncoder
@@ -31,6 +32,7 @@ from rocketray.model.trainer import Job, Trainer, evaluation_steps, train
 from rocketray.schema import EXAMPLES
 from tests.distributed import Workers
 from tests.model.training_data import NEGATIVES, TrainingData
+from tests.s3 import Node
 
 CPU = torch.device("cpu")
 WIDTH = 1 + NEGATIVES
@@ -520,6 +522,28 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     assert without_times(whole) == without_times(stopped)
     starts = [line["start"]["from_step"] for line in read_log(stopped) if "start" in line]
     assert starts == [0, 4]
+
+
+def test_a_stopped_run_goes_on_on_another_machine(
+    data: TrainingData, tmp_path: Path, on: Node
+) -> None:
+    """On object storage: checkpoints, the best weights and the log are all it has."""
+    whole, first, second, seen = (
+        data.job(
+            "dual", out, data.dual(dropout=0.1), epochs=4, checkpoint_every=2, evaluations=8,
+            dev=data.dev(), precision="auto", trackers=("tensorboard",),
+        )
+        for out in (tmp_path / "whole", *(on(node) / "dual_0" for node in "abc"))
+    )  # fmt: skip
+    train(whole)
+    train_until(first, 5)
+    storage.settle()  # As the end of the process does.
+    assert train(second).steps == 8
+    storage.sync(seen.out, below=True)
+    assert_same_bytes(whole, seen)
+    assert without_times(whole) == without_times(seen)
+    assert read_json(seen.out / "choices.json") == read_json(whole.out / "choices.json")
+    assert len(list((seen.out / "tensorboard").iterdir())) == 2
 
 
 def test_workers_may_change_in_between(

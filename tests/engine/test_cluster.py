@@ -1,0 +1,66 @@
+"""What a driver may ask the Ray it runs on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rocketray import artifacts
+from rocketray.artifacts import RunFolder, Writer
+from rocketray.engine.cluster import connect, job_has_ended
+from rocketray.errors import UserError
+from rocketray.recipe import Cluster
+
+CLAIM = "import sys; from rocketray.artifacts import RunFolder; RunFolder(sys.argv[1]).claim()"
+
+
+def elsewhere(folder: Path) -> Writer:
+    """The folder's holder, as if it had claimed it on another host."""
+    path = folder / "writers" / "000001.json"
+    told = json.loads(path.read_text()) | {"host": "another-host"}
+    artifacts.write_json(path, told)
+    return Writer(**told)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")  # Ray's own.
+def test_a_holder_whose_job_has_ended_is_superseded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    connect(Cluster())
+    try:
+        address = ray.get_runtime_context().gcs_address
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        client = JobSubmissionClient(address)
+        for name, wait in (("ended", ""), ("running", "; import time; time.sleep(200)")):
+            entrypoint = f"{sys.executable} -c '{CLAIM}{wait}' {tmp_path / name}"
+            variables = {"PYTHONPATH": os.pathsep.join(sys.path)}
+            client.submit_job(
+                entrypoint=entrypoint, submission_id=name, runtime_env={"env_vars": variables}
+            )
+        end = time.monotonic() + 100
+        while not client.get_job_status("ended").is_terminal() or not list(
+            tmp_path.glob("running/writers/*.json")
+        ):
+            assert time.monotonic() < end, client.get_job_logs("ended")
+            time.sleep(0.2)
+        assert elsewhere(tmp_path / "ended").job == f"ended@{address}"
+        assert elsewhere(tmp_path / "running").job == f"running@{address}"
+        assert not job_has_ended(f"unknown@{address}")
+        assert not job_has_ended("ended@another:6379")
+        folder = RunFolder(tmp_path / "ended")
+        folder.claim(has_ended=job_has_ended)
+        assert folder.writer == Writer(2)
+        with pytest.raises(UserError, match="on another-host"):
+            RunFolder(tmp_path / "running").claim(has_ended=job_has_ended)
+    finally:
+        ray.shutdown()
