@@ -23,7 +23,7 @@ from rocketray.engine import training
 from rocketray.errors import UserError
 from rocketray.formats import Dataset
 from rocketray.formats.generated import words
-from rocketray.model import weights
+from rocketray.model import index, weights
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.order import steps_of
@@ -46,15 +46,18 @@ from rocketray.stages.augment import Augment
 from rocketray.stages.denoise import Denoise, TrustAll
 from rocketray.stages.encode import Encode
 from rocketray.stages.examples import CrossExamples, FirstExamples, HardExamples
+from rocketray.stages.index import FillIndex, Recall, TrainIndex
 from rocketray.stages.lexical import Lexical
 from rocketray.stages.pool import Pool
-from rocketray.stages.retrieve import MergeTopk, Retrieve, grid
+from rocketray.stages.retrieve import Group, MergeTopk, Retrieve, grid, groups_of
 from rocketray.stages.score import Score
 from rocketray.stages.tokenise import Tokenise
 from rocketray.tables import Tables, as_version, read_tables
 from rocketray.workflow import Spec, Workflow, followed
 
 STEPS = ("dual_0", "cross", "dual_1", "dual_2")
+RECALL_QUERIES = 200
+"""So many questions measure an index: enough to know its recall to about one point."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def prepare(flow: Workflow, dataset: Dataset) -> Ready:
     """Tables, initial weights and tokens."""
     tables = read_tables(flow, dataset)
     dual = initial_dual(flow, flow.recipe.model.dual)
+    told = flow.recipe.retrieve
+    if told.index:
+        index.check(told.index, told.probe, DualEncoder.open(dual.path / "model").size)
     cross = initial_cross(flow, flow.recipe.model.cross)
     dual_tokens, cross_tokens = tokenise(flow, tables, dual, cross)
     return Ready(tables, dual, cross, dual_tokens, cross_tokens)
@@ -250,6 +256,16 @@ def tokenizer_of(model: Version) -> Path:
 # ----------------------------------------------------------------------------------------- stages
 
 
+@dataclass(frozen=True)
+class Searched:
+    """The corpus as one model sees it, and that model."""
+
+    model: Version
+    embeddings: Version
+    indexes: Version | None
+    """None: search is exact."""
+
+
 def retrieve(
     flow: Workflow, ready: Ready, models: Mapping[str, Version],
     purposes: Mapping[str, Sequence[str]], depths: Mapping[str, int] | None = None,
@@ -260,6 +276,31 @@ def retrieve(
     Args:
         depths: passages per query by purpose; None takes what the recipe's later steps need.
     """
+    searched = _searched(flow, ready, models)
+    wanted = [
+        (name, purpose)
+        for name in models
+        for purpose in purposes[name]
+        if purpose in ready.tables.chosen
+    ]
+    depths = depths or _depths(flow.recipe)
+    specs = [
+        _retrieve_spec(
+            flow, ready, f"{name}_{purpose}", searched[name], ready.tables.chosen[purpose],
+            depths[purpose],
+        )
+        for name, purpose in wanted
+    ]  # fmt: skip
+    runs: dict[str, dict[str, Version]] = {name: {} for name in models}
+    for (name, purpose), run in zip(wanted, _merged(flow, specs), strict=True):
+        runs[name][purpose] = run
+    if flow.recipe.retrieve.index:
+        measure_recall(flow, ready, searched, runs)
+    return runs
+
+
+def _searched(flow: Workflow, ready: Ready, models: Mapping[str, Version]) -> dict[str, Searched]:
+    """By model: the corpus encoded, and indexed where the recipe wants that."""
     made = flow.bulk(
         *(
             Spec(
@@ -273,24 +314,49 @@ def retrieve(
         )
     )
     embeddings = dict(zip(models, made, strict=True))
-    wanted = [
-        (name, purpose)
-        for name in models
-        for purpose in purposes[name]
-        if purpose in ready.tables.chosen
-    ]
-    depths = depths or _depths(flow.recipe)
-    specs = [
-        _retrieve_spec(
-            flow, ready, f"{name}_{purpose}", models[name], embeddings[name], purpose,
-            depths[purpose],
+    indexes = _indexed(flow, embeddings) if flow.recipe.retrieve.index else {}
+    return {
+        name: Searched(model, embeddings[name], indexes.get(name))
+        for name, model in models.items()
+    }  # fmt: skip
+
+
+def _indexed(flow: Workflow, embeddings: Mapping[str, Version]) -> dict[str, Version]:
+    """By model: an index is trained on a sample, and then filled with each group of passages."""
+    told = flow.recipe.retrieve
+    settings = {"factory": told.index, "rows": told.train_rows, "seed": flow.recipe.seed}
+    trained = flow.bulk(
+        *(
+            Spec(
+                name=f"{name}_index_trained",
+                stage=TrainIndex,
+                inputs={"embeddings": made},
+                settings=settings,
+                items=[0],
+                unit="passages",
+            )
+            for name, made in embeddings.items()
         )
-        for name, purpose in wanted
-    ]  # fmt: skip
-    runs: dict[str, dict[str, Version]] = {name: {} for name in models}
-    for (name, purpose), run in zip(wanted, _merged(flow, specs), strict=True):
-        runs[name][purpose] = run
-    return runs
+    )
+    filled = flow.bulk(
+        *(
+            Spec(
+                name=f"{name}_index",
+                stage=FillIndex,
+                inputs={"embeddings": made, "trained": empty},
+                also={"groups": _groups(flow, made)},
+                items=_groups(flow, made),
+                unit="passages",
+            )
+            for (name, made), empty in zip(embeddings.items(), trained, strict=True)
+        )
+    )
+    return dict(zip(embeddings, filled, strict=True))
+
+
+def _groups(flow: Workflow, embeddings: Version) -> list[Group]:
+    rows = [block.rows for block in embeddings.blocks]
+    return groups_of(rows, flow.recipe.blocks.passage_group)
 
 
 def _depths(recipe: Recipe) -> dict[str, int]:
@@ -306,42 +372,90 @@ def _depths(recipe: Recipe) -> dict[str, int]:
 
 
 def _retrieve_spec(
-    flow: Workflow, ready: Ready, name: str, model: Version, embeddings: Version, purpose: str,
-    k: int,
-) -> tuple[Spec, int]:  # fmt: skip
-    queries = ready.tables.chosen[purpose]
-    rows = [block.rows for block in embeddings.blocks]
-    cells, groups = grid(len(queries.blocks), rows, flow.recipe.blocks.passage_group)
+    flow: Workflow, ready: Ready, name: str, searched: Searched, queries: Version, k: int
+) -> Spec:
+    """A run or, where passages come in groups, its cells."""
+    groups = _groups(flow, searched.embeddings)
     inputs = {
-        "model": model,
+        "model": searched.model,
         "queries": queries,
         "query_tokens": ready.dual_tokens.queries,
-        "embeddings": embeddings,
+        "embeddings": searched.embeddings,
     }
-    name = name if groups == 1 else f"{name}_cells"
-    spec = Spec(
-        name=name, stage=Retrieve, inputs=inputs, settings={"k": k},
-        also={"groups": groups}, items=cells,
-    )  # fmt: skip
-    return spec, groups
+    settings: dict[str, Any] = {"k": k}
+    if searched.indexes:
+        inputs["indexes"] = searched.indexes
+        settings["probe"] = flow.recipe.retrieve.probe
+    return Spec(
+        name=name if len(groups) == 1 else f"{name}_cells",
+        stage=Retrieve,
+        inputs=inputs,
+        settings=settings,
+        also={"groups": groups},
+        items=grid(len(queries.blocks), groups),
+    )
 
 
-def _merged(flow: Workflow, specs: Sequence[tuple[Spec, int]]) -> list[Version]:
+def _merged(flow: Workflow, specs: Sequence[Spec]) -> list[Version]:
     """Run retrieval; where passages came in groups, join them per query."""
-    found = flow.bulk(*(spec for spec, _ in specs))
+    found = flow.bulk(*specs)
+    groups = [len(spec.also["groups"]) for spec in specs]
     merges = {
         number: Spec(
             name=spec.name.removesuffix("_cells"),
             stage=MergeTopk,
-            inputs={"cells": cells},
-            settings={"groups": groups, "k": spec.settings["k"]},
-            items=range(len(cells.blocks) // groups),
+            inputs={"cells": found[number]},
+            settings={"groups": groups[number], "k": spec.settings["k"]},
+            items=range(len(found[number].blocks) // groups[number]),
         )
-        for number, ((spec, groups), cells) in enumerate(zip(specs, found, strict=True))
-        if groups > 1
+        for number, spec in enumerate(specs)
+        if groups[number] > 1
     }
     joined = dict(zip(merges, flow.bulk(*merges.values()), strict=True)) if merges else {}
     return [joined.get(number, version) for number, version in enumerate(found)]
+
+
+def measure_recall(
+    flow: Workflow, ready: Ready, searched: Mapping[str, Searched],
+    runs: Mapping[str, Mapping[str, Version]],
+) -> None:  # fmt: skip
+    """Say how many of the nearest passages each model's index finds: some queries of the model's
+    first run are searched exactly as well."""
+    depths = _depths(flow.recipe)
+    measured = {name: next(iter(found)) for name, found in runs.items() if found}
+    exact = _merged(
+        flow,
+        [
+            _retrieve_spec(
+                flow, ready, f"{name}_exact", replace(searched[name], indexes=None),
+                _some_queries(flow, name, ready.tables.chosen[purpose]), depths[purpose],
+            )
+            for name, purpose in measured.items()
+        ],
+    )  # fmt: skip
+    recalls = flow.bulk(
+        *(
+            Spec(
+                name=f"{name}_recall",
+                stage=Recall,
+                inputs={"run": runs[name][purpose], "exact": found},
+                items=[0],
+            )
+            for (name, purpose), found in zip(measured.items(), exact, strict=True)
+        )
+    )
+    for (name, purpose), recall in zip(measured.items(), recalls, strict=True):
+        share = recall.facts["found"] / recall.facts["wanted"]
+        flow.display.say(
+            f"  {name + '_index':<26} finds {share:.1%} of the {depths[purpose]:,} nearest passages"
+            f" ({recall.rows} questions of {name}_{purpose})"
+        )
+
+
+def _some_queries(flow: Workflow, name: str, queries: Version) -> Version:
+    rows = queries.read()["query"].to_numpy()
+    chosen = schema.sample(rows, RECALL_QUERIES, flow.recipe.seed)
+    return as_version(flow, f"{name}_recall_queries", pa.table({"query": chosen}))
 
 
 def lexical(flow: Workflow, ready: Ready, purpose: str, k: int) -> Version:

@@ -237,6 +237,26 @@ class Steps(Model):
     dual_2: HardStep = HardStep()
 
 
+class Retrieve(Model):
+    """How the nearest passages are found, wherever a run retrieves."""
+
+    index: str | None = None
+    """A faiss index, as a string of `faiss.index_factory` such as "IVF1024,Flat" or "HNSW32": finds
+    most of the nearest passages sooner, and says how many. Null: all of them, exactly."""
+    probe: Positive | None = None
+    """How far an index looks: lists of an IVF (nprobe), candidates of an HNSW (efSearch). Null is
+    faiss's default: 1, 16."""
+    train_rows: Positive = 262_144
+    """Passages, drawn by hash, that an index learns its lists or codes from; faiss wants 39 and
+    more for each list."""
+
+    @model_validator(mode="after")
+    def _of_an_index(self) -> Self:
+        if self.probe is not None and self.index is None:
+            raise ValueError("probe is an index's: set retrieve.index, too")
+        return self
+
+
 class Filter(Model):
     """Positive-aware limits on hard negatives, after NV-Retriever (arXiv 2407.15831): how near to
     its question's positive a negative may score. They are asked beside `negative_below`."""
@@ -374,7 +394,8 @@ class Blocks(Model):
     queries: Positive = 1024
     """Queries in a block of everything that is made per query."""
     passage_group: Positive = 1_048_576
-    """Passages one retrieval task streams past its queries; groups are merged after."""
+    """Passages one retrieval task streams past its queries, or one index holds; groups are merged
+    after. A GPU holds one."""
     quarantine: Count = 0
     """So many rows that kill the process which works on them may be left out of a stage (and are
     listed in its manifest); one more stops the run."""
@@ -432,6 +453,7 @@ class Recipe(Model):
     data: Data = Data()
     model: Models = Models()
     steps: Steps = Steps()
+    retrieve: Retrieve = Retrieve()
     denoise: Denoise = Denoise()
     augment: Augment = Augment()
     evaluate: Evaluate = Evaluate()

@@ -1,4 +1,4 @@
-"""Search a finished run: its best dual encoder over its own passages, exactly, by faiss."""
+"""Search a finished run: its best dual encoder over its own passages, exactly."""
 
 # Shapes: D embedding size.
 
@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
 from rocketray.artifacts import RunFolder, Version
@@ -21,7 +20,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.inference import device, encode_queries, score_pairs
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
-from rocketray.model.top_k import in_order
+from rocketray.model.top_k import top_k
 
 MODELS = ("dual_2", "dual_1", "dual_0")
 """Best first."""
@@ -65,10 +64,12 @@ class Searcher:
             version.verify()
         self.dual = DualEncoder.open(dual.path / "model").to(device()).eval()
         self.assembler = Assembler(Tokenizer(self.dual.tokenizer_folder))
-        self.index = faiss.IndexFlatIP(self.dual.size)
         embeddings.fetch("embeddings")
-        for block in embeddings.blocks:  # Memory-mapped: no second copy of all of them.
-            self.index.add(embeddings.array(block.number, "embeddings"))
+        # In memory: every question reads all of them.
+        self.embeddings = [
+            (block.first_row, np.array(embeddings.array(block.number, "embeddings")))
+            for block in embeddings.blocks
+        ]
 
     def search(self, question: str, k: int = 10, *, rerank: bool = False) -> list[Answer]:
         """The k best passages (all, where there are fewer), ties by row number.
@@ -150,13 +151,8 @@ class Searcher:
         prompt = self.dual.query_prompt
         store = _stored(question, self.assembler, self.dual.query_length, prompt)
         q_1D = encode_queries(self.dual, self.assembler, store, np.zeros(1, np.int64))
-        k = min(k, self.index.ntotal)
-        (scores,), (rows,) = self.index.search(q_1D, min(k + 1, self.index.ntotal))
-        if len(scores) > k and scores[k] == scores[k - 1]:
-            # faiss takes any of equals; which of them belong to the k best, the rows decide.
-            _, scores, rows = self.index.range_search(q_1D, float(np.nextafter(scores[k], -np.inf)))
-        scores, rows = in_order(scores[None], rows[None], k)
-        return scores[0], rows[0]
+        (scores,), (rows,) = top_k(q_1D, self.embeddings, k)
+        return scores, rows
 
     def _reranked(
         self, question: str, scores: np.ndarray, rows: np.ndarray

@@ -32,6 +32,18 @@ def test_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_retrieval(tmp_path: Path) -> None:
+    """Who is faster is nobody's business here; that all find the same passages is."""
+    small = ("--only", "exact,stream,device", "--queries", "20", "--passages", "3000",
+             "--size", "64", "--k", "10", "--rounds", "1")  # fmt: skip
+    found = measured("retrieval.py", tmp_path / "r.json", *small)
+    shares = [line["value"] for line in found if line["name"].startswith("passages also found")]
+    assert len(shares) >= 3
+    assert min(shares) > 0.99
+    assert next(line for line in found if line["name"] == "same passages from a file")["value"] == 1
+
+
+@pytest.mark.slow
 def test_training_gpu(tmp_path: Path) -> None:
     """The command for a GPU, on the CPU: everything but the kernels."""
     small = ("--device", "cpu", "--shape", "tiny", "--batch", "16", "--sizes", "8", "--rounds", "1")

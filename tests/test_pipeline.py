@@ -269,6 +269,35 @@ def test_passages_in_groups_give_the_same_runs(tmp_path: Path) -> None:
     assert groups["initial_test"].read() == whole
 
 
+def test_an_index_that_looks_everywhere_gives_the_same_runs(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    whole = place.run(until="initial_test").made["initial_test"].read()
+    indexed = ("retrieve.index=IVF2,Flat", "retrieve.probe=2", "retrieve.train_rows=30")
+    for rows, groups in ((100, 1), (20, 2)):
+        flow = place.run(*indexed, f"blocks.passage_group={rows}", until="cross_examples")
+        assert [block.rows for block in flow.made["initial_index"].blocks] == [
+            40 // groups
+        ] * groups
+        assert flow.made["initial_test"].read() == whole
+        recall = flow.made["dual_0_recall"].facts
+        assert recall["found"] == recall["wanted"] == 16 * 10
+
+
+def test_the_recall_of_an_index_is_told(tmp_path: Path) -> None:
+    """One of four lists holds less than half of the nearest 20 of 40 passages."""
+    place, told = new(tmp_path), io.StringIO()
+    overrides = ["retrieve.index=IVF4,Flat", "retrieve.probe=1"]
+    flow = loop.run(
+        str(place.recipe), place.out, data=place.data, overrides=overrides, until="cross_examples",
+        display=Display(Console(file=told, width=200)),
+    )  # fmt: skip
+    facts = flow.made["initial_recall"].facts
+    assert 0 < facts["found"] < facts["wanted"]
+    share = facts["found"] / facts["wanted"]
+    assert f"initial_index              finds {share:.1%} of the 20 nearest" in told.getvalue()
+    assert min(map(len, flow.made["initial_test"].read()["passages"].to_pylist())) < 20
+
+
 # -------------------------------------------------------------------------------------- bad input
 
 
@@ -384,6 +413,15 @@ def test_bad_arguments(
 ) -> None:
     assert command(new(tmp_path), *arguments) == 2
     assert message in refused(capsys)
+
+
+def test_an_index_that_faiss_does_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = new(tmp_path)
+    assert command(place, "--set", "retrieve.index=IFV4", "--until", "dual_0") == 2
+    assert "retrieve.index = 'IFV4': faiss says: could not parse index string" in refused(capsys)
+    assert "dual_0_examples" not in RunFolder.open(place.out).current()
 
 
 def test_a_recipe_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

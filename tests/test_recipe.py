@@ -163,6 +163,7 @@ def test_off_is_a_field_although_yaml_reads_false(tmp_path: Path) -> None:
         ("steps.dual_0.mask_ce_above=0.9", "mask_ce_above needs ce_scores"),
         ("cluster.train.min_workers=8", r"min_workers \(8\) is above workers \(2\)"),
         ("steps.dual_1.loss.contrastive=0", "nothing to train for"),
+        ("retrieve.probe=8", "probe is an index's: set retrieve.index, too"),
     ],
 )
 def test_settings_that_could_not_act_are_refused(override: str, message: str) -> None:

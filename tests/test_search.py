@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -73,9 +72,8 @@ def test_ties_go_to_the_lower_row(
 ) -> None:
     """Every third of 300 passages scores higher; all others are equal."""
     direction_1D = _embedding(searcher, question)
-    index = faiss.IndexFlatIP(searcher.dual.size)
-    index.add(np.repeat(direction_1D, 300, axis=0) * (1 + (np.arange(300) % 3 == 2))[:, None])
-    monkeypatch.setattr(searcher, "index", index)
+    p_PD = np.repeat(direction_1D, 300, axis=0) * (1 + (np.arange(300) % 3 == 2))[:, None]
+    monkeypatch.setattr(searcher, "embeddings", [(0, p_PD[:100]), (100, p_PD[100:])])
     _, rows = searcher._nearest(question, k)
     better = [row for row in range(300) if row % 3 == 2]
     assert rows.tolist() == (better + [row for row in range(300) if row % 3 != 2])[:k]

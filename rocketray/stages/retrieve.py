@@ -1,5 +1,7 @@
 """Retrieve: a block of queries x a group of passages -> run; then `MergeTopk` joins the groups."""
 
+# Shapes: Q queries of a block, D embedding size, k results.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,14 +9,18 @@ from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import torch
 
 from rocketray.artifacts import Made, Version
+from rocketray.model import index
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.inference import device, encode_queries
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
-from rocketray.model.top_k import in_order, top_k
+from rocketray.model.top_k import CPU, GPU, Block, in_order, scores_of, top_k
 from rocketray.schema import RUN
+
+Group = tuple[int, int]
+"""Blocks first..last-1 of the embeddings."""
 
 
 class Cell(TypedDict):
@@ -22,29 +28,36 @@ class Cell(TypedDict):
 
     queries: int
     """Block of the table of queries."""
-    first: int
-    last: int
-    """Blocks first..last-1 of the embeddings."""
+    number: int
+    """Of the group; its index has the same."""
+    group: Group
 
 
 class Retrieve:
-    """The k best passages of every query in a cell, exact.
+    """The k best passages of every query in a cell: exact, or what an index finds.
 
     The query tower lives here too: a cell encodes its own queries, which costs little beside the
-    passages, so query embeddings never need a place of their own.
+    passages, so query embeddings never need a place of their own. A group stays open from one cell
+    to the next: in the GPU's memory, or as an index.
     """
 
-    code = 1
+    code = 2
 
     def __init__(
-        self, *, model: str, queries: str, query_tokens: str, embeddings: str, k: int
-    ) -> None:
+        self, *, model: str, queries: str, query_tokens: str, embeddings: str, k: int,
+        indexes: str | None = None, probe: int | None = None,
+    ) -> None:  # fmt: skip
         self.model = DualEncoder.open(f"{model}/model").to(device()).eval()
         self.assembler = Assembler(Tokenizer(self.model.tokenizer_folder))
         self.queries = Version.open(queries)
         self.tokens = TokenStore(query_tokens)
         self.embeddings = Version.open(embeddings)
         self.k = k
+        self.indexes = Version.open(indexes) if indexes else None
+        self.probe = probe
+        self.opened: Group | None = None
+        self.blocks: list[tuple[int, Block]] = []
+        self.index: index.Index | None = None
 
     def rows(self, item: Cell) -> np.ndarray:
         queries: np.ndarray = self.queries.table(item["queries"])["query"].to_numpy()
@@ -52,22 +65,49 @@ class Retrieve:
 
     def __call__(self, item: Cell, without: Sequence[int] = ()) -> Made:
         rows = self.rows(item)
-        kept = ~np.isin(rows, without)
-        if not kept.any():
-            nothing = np.empty((0, 0))
-            return Made({"table": run_table(rows, nothing, nothing, kept)}, len(rows))
-        q_QD = encode_queries(self.model, self.assembler, self.tokens, rows[kept])
-        blocks = self.embeddings.blocks[item["first"] : item["last"]]
-        self.embeddings.fetch("embeddings", blocks=range(item["first"], item["last"]))
-        arrays = ((b.first_row, self.embeddings.array(b.number, "embeddings")) for b in blocks)
-        scores, passages = top_k(q_QD, arrays, self.k)
-        return Made({"table": run_table(rows, passages, scores, kept)}, len(rows))
+        kept_Q = ~np.isin(rows, without)
+        passages_Qk = np.full((len(rows), self.k), -1)
+        scores_Qk = np.full((len(rows), self.k), -np.inf, np.float32)
+        if kept_Q.any():
+            scores, passages = self._search(item, rows[kept_Q])
+            scores_Qk[kept_Q, : scores.shape[1]] = scores
+            passages_Qk[kept_Q, : passages.shape[1]] = passages
+        return Made({"table": run_table(rows, passages_Qk, scores_Qk)}, len(rows))
+
+    def _search(self, item: Cell, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and passages, best first; where a list is shorter, its rest is passage -1."""
+        q_QD = encode_queries(self.model, self.assembler, self.tokens, rows)
+        self._open(item)
+        if self.index is None:
+            tiling = GPU if device().type == "cuda" else CPU
+            return top_k(q_QD, self.blocks, self.k, tiling)
+        found_Qk = index.search(self.index, q_QD, self.k)
+        return in_order(scores_of(q_QD, self.blocks, found_Qk), found_Qk, self.k)
+
+    def _open(self, item: Cell) -> None:
+        if self.opened == item["group"]:
+            return
+        blocks = self.embeddings.blocks[slice(*item["group"])]
+        self.embeddings.fetch("embeddings", blocks=range(*item["group"]))
+        self.blocks = []  # Before the next are read: a GPU may not hold two groups.
+        for block in blocks:
+            array = self.embeddings.array(block.number, "embeddings")
+            self.blocks.append((block.first_row, _on_device(array)))
+        if self.indexes:
+            self.index = index.from_array(self.indexes.array(item["number"], "index"))
+            index.set_probe(self.index, self.probe)
+        self.opened = item["group"]
+
+
+def _on_device(array: np.ndarray) -> Block:
+    """A GPU holds a group; otherwise it is read by tiles, from the file."""
+    return torch.from_numpy(np.array(array)).cuda() if device().type == "cuda" else array
 
 
 class MergeTopk:
-    """Joins the passage groups of a block of queries: `groups` cells in a row."""
+    """Joins the passage groups of a block of queries."""
 
-    code = 1
+    code = 2
 
     def __init__(self, *, cells: str, groups: int, k: int) -> None:
         self.cells = Version.open(cells)
@@ -75,49 +115,50 @@ class MergeTopk:
         self.k = k
 
     def __call__(self, item: int) -> Made:
-        tables = [self.cells.table(item * self.groups + g) for g in range(self.groups)]
+        step = len(self.cells.blocks) // self.groups
+        numbers = [group * step + item for group in range(self.groups)]
+        tables = [self.cells.table(number) for number in numbers]
         queries = tables[0]["query"].to_numpy()
-        # A query that one group had to leave out is left out.
-        sizes = np.stack([pc.list_value_length(t["passages"]).to_numpy() for t in tables])
-        kept: np.ndarray = np.all(sizes > 0, axis=0)
-        passages = np.concatenate([_matrix(t["passages"], kept) for t in tables], axis=1)
-        scores = np.concatenate([_matrix(t["scores"], kept) for t in tables], axis=1)
+        passages = np.concatenate([_matrix(t["passages"], -1) for t in tables], axis=1)
+        scores = np.concatenate([_matrix(t["scores"], -np.inf) for t in tables], axis=1)
+        # What one group had to leave out is left out.
+        left_out = [q for n in numbers for q in self.cells.blocks[n].facts.get("quarantined", ())]
+        passages[np.isin(queries, left_out)] = -1
+        scores[np.isin(queries, left_out)] = -np.inf
         scores, passages = in_order(scores, passages, self.k)
-        return Made({"table": run_table(queries, passages, scores, kept)}, len(queries))
+        return Made({"table": run_table(queries, passages, scores)}, len(queries))
 
 
-def grid(query_blocks: int, passage_rows: list[int], group_rows: int) -> tuple[list[Cell], int]:
-    """Cells, query block by query block, and how many passage groups there are.
-
-    Groups are whole blocks of about `group_rows` rows: they depend on the table, never on workers.
-    """
+def groups_of(passage_rows: Sequence[int], group_rows: int) -> list[Group]:
+    """Groups are whole blocks of about `group_rows` rows: they depend on the table, never on
+    workers."""
     per_group = max(1, group_rows // max(passage_rows))
-    starts = range(0, len(passage_rows), per_group)
-    cells = [
-        Cell(queries=q, first=s, last=min(s + per_group, len(passage_rows)))
-        for q in range(query_blocks)
-        for s in starts
+    count = len(passage_rows)
+    return [(first, min(first + per_group, count)) for first in range(0, count, per_group)]
+
+
+def grid(query_blocks: int, groups: Sequence[Group]) -> list[Cell]:
+    """Cells, group by group, so that a worker seldom has to open another."""
+    return [
+        Cell(queries=queries, number=number, group=group)
+        for number, group in enumerate(groups)
+        for queries in range(query_blocks)
     ]
-    return cells, len(starts)
 
 
-def run_table(
-    queries: np.ndarray, passages: np.ndarray, scores: np.ndarray, kept: np.ndarray | None = None
-) -> pa.Table:
-    """A RUN table from [Q] and [Q, k] arrays of equal length per query; where `kept`, bool [Q], is
-    false the query's lists are empty, and the other arrays do not have it."""
-    kept = np.ones(len(queries), bool) if kept is None else kept
-    ends = np.cumsum(kept * passages.shape[1])
-    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-    lists = (
-        pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1), kind))
-        for values, kind in ((passages, pa.int64()), (scores, pa.float32()))
-    )
+def run_table(queries: np.ndarray, passages: np.ndarray, scores: np.ndarray) -> pa.Table:
+    """A RUN table from [Q] and [Q, k] arrays; where a list is shorter, its rest is passage -1."""
+    found = passages >= 0
+    offsets = np.concatenate([[0], found.sum(axis=1).cumsum()]).astype(np.int32)
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(v[found])) for v in (passages, scores)]
     return pa.Table.from_arrays([pa.array(queries, pa.int64()), *lists], schema=RUN)
 
 
-def _matrix(column: pa.ChunkedArray, kept: np.ndarray) -> np.ndarray:
-    """[Q, k] of the kept queries, whose lists are of one length."""
-    flat = column.combine_chunks().filter(pa.array(kept)).flatten()
-    matrix: np.ndarray = flat.to_numpy().reshape(kept.sum(), len(flat) // max(1, kept.sum()))
+def _matrix(column: pa.ChunkedArray, empty: float) -> np.ndarray:
+    """[Q, longest list]; shorter lists end in `empty`."""
+    lists = column.combine_chunks()
+    lengths = lists.value_lengths().to_numpy()
+    values = lists.flatten().to_numpy()
+    matrix = np.full((len(lengths), max(lengths, default=0)), empty, values.dtype)
+    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = values
     return matrix
