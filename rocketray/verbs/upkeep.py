@@ -114,8 +114,8 @@ def show_status(found: Status, display: Display) -> None:
     display.say(f"writer: {found.writer or 'nobody'}")
     old = found.old()
     display.say(
-        f"on disk: {megabytes(found.size)}; {len(old):,} old versions (rocketray clean --dry-run"
-        " says what they take)"
+        f"on disk: {megabytes(found.size)}; {versions(len(old))} (rocketray clean --dry-run says"
+        " what they take)"
     )
 
 
@@ -193,8 +193,12 @@ def show_cleaning(chosen: Cleaning, display: Display, *, dry_run: bool) -> None:
         if group
     )  # fmt: skip
     display.say(
-        f"{verb} {len(chosen.removed):,} old versions, {megabytes(chosen.freed)} on disk{spared}"
+        f"{verb} {versions(len(chosen.removed))}, {megabytes(chosen.freed)} on disk{spared}"
     )
+
+
+def versions(count: int) -> str:
+    return f"{count:,} old version{'s' * (count != 1)}"
 
 
 # ----------------------------------------------------------------------------------------- bytes
@@ -227,4 +231,6 @@ def _freed(files: Sequence[os.stat_result]) -> int:
 
 def megabytes(size: int) -> str:
     """Decimal, as disks are sold: 1,234,567 -> "1.2 MB"."""
+    if size < 1e5:
+        return f"{size / 1e3:,.1f} kB"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -45,7 +45,7 @@ def opened(
     verb: str, out: Path, data: Path | None, overrides: Sequence[str], options: Sequence[str],
     take_over: bool, display: Display | None,
 ) -> Iterator[tuple[Workflow, Tables]]:  # fmt: skip
-    """The folder, claimed, with its tables; afterwards the times of what was made.
+    """The folder, claimed, with its tables.
 
     Args:
         overrides: what a person set; kept in a new folder's recipe.yaml, but for `model` fields,
@@ -62,11 +62,14 @@ def opened(
         recipe = recipes.load(str(path), [*mine, *options])
         flow = Workflow(recipe, folder, display)
         display.say(f"rocketray {verb}: into {folder.path}")
-        tables = named.tables(flow, data)
-        yield flow, tables
-        new = [row for row in flow.timings() if row["stage"] not in flow.skipped]
-        if any(row["seconds"] >= 0.05 for row in new):
-            display.show(results.times(new))
+        yield flow, named.tables(flow, data)
+
+
+def times(flow: Workflow) -> None:
+    """Of what this call made; before the last lines, which say where things are."""
+    new = [row for row in flow.timings() if row["stage"] not in flow.skipped]
+    if any(row["seconds"] >= 0.05 for row in new):
+        flow.display.show(results.times(new))
 
 
 def plan(flow: Workflow, **lines: str) -> None:
@@ -107,7 +110,8 @@ def ingest(
         for name, version in tables.chosen.items():
             say(f"  {name:<12} {version.rows:,} questions")
         for label, value in results.ingested(tables.passages):
-            say(f"  {label:<32} {value}")
+            say(f"  {label:<12} {value}")
+        times(flow)
     return tables
 
 
@@ -125,6 +129,7 @@ def encode(
         dual = named.dual(flow, model, overrides)
         plan(flow, model=described(dual), encode=size(tables.passages, "passages"))
         made = embedded(flow, tables, dual)
+        times(flow)
         say = flow.display.say
         if to:
             plain.write_embeddings(to, made)
@@ -170,6 +175,7 @@ def retrieve(
         path = flow.folder.path / "runs" / f"{run.name}.trec"
         plain.write_trec(path, run, Names(asked.texts, tables.passages))
         _measured(flow, tables, asked, {run.name: run.read()})
+        times(flow)
         flow.display.say(f"run: {path}  --run {run.name} for the other verbs")
     return run
 
@@ -196,6 +202,7 @@ def score(
         before = found.read()
         ranked = {found.name: before, scored.name: results.reranked(before, scored.read())}
         _measured(flow, tables, asked, ranked)
+        times(flow)
         flow.display.say(f"scored run: {folder / scored.name}.trec and .parquet")
     return scored
 
@@ -263,6 +270,7 @@ def index(
         dual = named.dual(flow, model, overrides)
         plan(flow, model=described(dual), encode=size(tables.passages, "passages"))
         made = _index(flow, tables, embedded(flow, tables, dual), dual.name)
+        times(flow)
         path = flow.folder.path / "index" / f"{dual.name}.faiss"
         plain.copy(made.path / "model" / "index.faiss", path)
         plain.copy(made.path / "model" / "ids.txt", path.with_suffix(".ids.txt"))
@@ -283,7 +291,7 @@ def _index(flow: Workflow, tables: Tables, embeddings: Version, name: str) -> Ve
         plain.write_ids(folder / "model" / "ids.txt", tables.passages)
         return {"rows": embeddings.rows}
 
-    return flow.files(f"{name}_index", identity, [embeddings, tables.passages], make)
+    return flow.files(f"{name}_exact_index", identity, [embeddings, tables.passages], make)
 
 
 def _pairs(folder: Path | None) -> list[str]:
@@ -339,13 +347,15 @@ def _measured(
     judged = judged.filter(pa.array(np.isin(judged["query"].to_numpy(), answered)))
     if not len(judged):
         return
+    depth = max(len(row) for run in runs.values() for row in run["passages"].to_pylist())
+    asked_for = [name for name in MEASURES if int(name.partition("@")[2]) <= max(10, depth)]
     table = Table(title=f"{len(set(judged['query'].to_pylist())):,} judged questions")
     table.title_justify = "left"
     table.add_column("run")
-    for name in MEASURES:
+    for name in asked_for:
         table.add_column(name, justify="right")
     for name, run in runs.items():
-        found = measures.evaluate(run, judged, MEASURES)
+        found = measures.evaluate(run, judged, asked_for)
         table.add_row(name, *(f"{value:.4f}" for value in found.values()))
     flow.display.show(table)
 
@@ -363,14 +373,13 @@ def _examples(
     _show_removed(flow, verdicts, names)
     path = to or flow.folder.path / "examples" / f"{verdicts.name}.jsonl"
     counts = plain.write_examples(path, verdicts, names, positives, negatives)
-    say = flow.display.say
-    say(
-        f"examples: {counts['examples']:,}, {counts['full']:,} of them with all {negatives}"
-        f" negatives; none for {counts['no_positive']:,} questions without a positive and"
-        f" {counts['no_negative']:,} without a hard negative"
+    times(flow)
+    flow.display.say(
+        f"examples: {path}  {counts['examples']:,}, of which {counts['full']:,} have all"
+        f" {negatives} negatives; no positive: {counts['no_positive']:,} questions, no hard"
+        f" negative: {counts['no_negative']:,}"
     )
-    say(f"  {path}")
-    say(f"  rocketray train dual --examples {path} --out runs/mine")
+    flow.display.say("  to train on them: rocketray train dual --examples FILE --out DIR")
 
 
 def verdict_table(judged: Mapping[str, np.ndarray], questions: int) -> Table:

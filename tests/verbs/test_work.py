@@ -226,7 +226,7 @@ def test_denoise_leaves_examples(place: Place) -> None:
     assert len(list(open_examples(path))) == len(lines)  # rocketray train reads it.
     total = sum(len(row) for row in verdicts_by_query(verdicts).values())
     assert f"verdicts on {total} passages of 16 questions" in printed
-    assert f"examples: {len(lines)}," in printed
+    assert f"{path}  {len(lines)}, of which" in printed
 
 
 def test_a_new_threshold_scores_nothing(place: Place) -> None:
