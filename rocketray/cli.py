@@ -420,20 +420,26 @@ Examples:
 
     rocketray index --data my_corpus --model BAAI/bge-small-en-v1.5 --out runs/enc
 
-    rocketray index --model dual_2 --out runs/first
+    rocketray index --model dual_2 --out runs/first --index IVF1024,Flat
 """
 )
 def index(
     model: Dual,
     out: Place,
     data: Data = None,
+    factory: Annotated[
+        str, typer.Option("--index", help="A string of faiss.index_factory; Flat is exact.")
+    ] = "Flat",
     settings: Set = None,
     take_over: TakeOver = False,
 ) -> None:
     """A faiss index of all passages, and their ids, for other tools."""
     from rocketray.verbs import work
 
-    work.index(out, model=model, data=data, overrides=list(settings or []), take_over=take_over)
+    work.index(
+        out, model=model, factory=factory, data=data, overrides=list(settings or []),
+        take_over=take_over,
+    )  # fmt: skip
 
 
 @app.command(

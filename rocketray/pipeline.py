@@ -276,7 +276,7 @@ def retrieve(
     Args:
         depths: passages per query by purpose; None takes what the recipe's later steps need.
     """
-    searched = _searched(flow, ready, models)
+    seen = searched(flow, ready, models)
     wanted = [
         (name, purpose)
         for name in models
@@ -286,7 +286,7 @@ def retrieve(
     depths = depths or _depths(flow.recipe)
     specs = [
         _retrieve_spec(
-            flow, ready, f"{name}_{purpose}", searched[name], ready.tables.chosen[purpose],
+            flow, ready, f"{name}_{purpose}", seen[name], ready.tables.chosen[purpose],
             depths[purpose],
         )
         for name, purpose in wanted
@@ -295,11 +295,11 @@ def retrieve(
     for (name, purpose), run in zip(wanted, _merged(flow, specs), strict=True):
         runs[name][purpose] = run
     if flow.recipe.retrieve.index:
-        measure_recall(flow, ready, searched, runs)
+        measure_recall(flow, ready, seen, runs)
     return runs
 
 
-def _searched(flow: Workflow, ready: Ready, models: Mapping[str, Version]) -> dict[str, Searched]:
+def searched(flow: Workflow, ready: Ready, models: Mapping[str, Version]) -> dict[str, Searched]:
     """By model: the corpus encoded, and indexed where the recipe wants that."""
     made = flow.bulk(
         *(

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +21,7 @@ from rocketray import measures
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.schema import Verdict
+from rocketray.stages.index import INDEX
 
 
 @contextmanager
@@ -43,11 +42,6 @@ def appearing(path: Path) -> Iterator[Path]:
         attempt.unlink(missing_ok=True)
 
 
-def copy(source: Path, target: Path) -> None:
-    with appearing(target) as attempt:
-        shutil.copyfile(source, attempt)
-
-
 def write_embeddings(path: Path, embeddings: Version) -> None:
     """All blocks as one `.npy` [rows, D], in row order, block by block through memory."""
     blocks = [embeddings.array(block.number, "embeddings") for block in embeddings.blocks]
@@ -66,18 +60,15 @@ def write_ids(path: Path, passages: Version) -> None:
             file.writelines(f"{pid}\n" for pid in passages.table(number)["pid"].to_pylist())
 
 
-def exact_index(embeddings: Version) -> Any:
-    """Every embedding as it is, compared by inner product."""
-    blocks = [embeddings.array(block.number, "embeddings") for block in embeddings.blocks]
-    index = faiss.IndexFlatIP(blocks[0].shape[1])
-    for rows in blocks:
-        index.add(np.asarray(rows, np.float32))
-    return index
-
-
-def write_index(path: Path, index: Any) -> None:
-    with appearing(path) as attempt:
-        faiss.write_index(index, str(attempt))
+def write_indexes(folder: Path, name: str, indexes: Version) -> list[Path]:
+    """One faiss file per group of passages; where there is one group, it is `NAME.faiss`."""
+    paths = []
+    for block in indexes.blocks:
+        suffix = f"-{block.number:05d}" if len(indexes.blocks) > 1 else ""
+        paths.append(folder / f"{name}{suffix}.faiss")
+        with appearing(paths[-1]) as attempt:
+            attempt.write_bytes(indexes.array(block.number, INDEX).tobytes())
+    return paths
 
 
 # ------------------------------------------------------------------------------------------ runs

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -261,37 +260,35 @@ def augment(
 
 
 def index(
-    out: Path, *, model: str, data: Path | None = None, overrides: Sequence[str] = (),
-    take_over: bool = False, display: Display | None = None,
+    out: Path, *, model: str, factory: str = "Flat", data: Path | None = None,
+    overrides: Sequence[str] = (), take_over: bool = False, display: Display | None = None,
 ) -> Version:  # fmt: skip
-    """The passages' embeddings as a faiss index for other tools: `index/NAME.faiss` and
-    `index/NAME.ids.txt`."""
-    with opened("index", out, data, overrides, (), take_over, display) as (flow, tables):
+    """The passages' embeddings as a faiss index for other tools: `index/NAME.faiss` (one for each
+    `blocks.passage_group` passages, where there are more) and `index/NAME.ids.txt`.
+
+    Args:
+        factory: a string of `faiss.index_factory`; "Flat" is exact.
+    """
+    options = (f"retrieve.index={json.dumps(factory)}",)
+    with opened("index", out, data, overrides, options, take_over, display) as (flow, tables):
         dual = named.dual(flow, model, overrides)
-        plan(flow, model=described(dual), encode=size(tables.passages, "passages"))
-        made = _index(flow, tables, embedded(flow, tables, dual), dual.name)
+        plan(
+            flow, model=described(dual), encode=size(tables.passages, "passages"), index=factory
+        )  # fmt: skip
+        ready = named.ready(flow, tables, dual)
+        made = pipeline.searched(flow, ready, {dual.name: dual})[dual.name].indexes
+        assert made is not None  # The option asks for it.
         times(flow)
-        path = flow.folder.path / "index" / f"{dual.name}.faiss"
-        plain.copy(made.path / "model" / "index.faiss", path)
-        plain.copy(made.path / "model" / "ids.txt", path.with_suffix(".ids.txt"))
-        flow.display.say(f"index: {path}  faiss.read_index({str(path)!r})")
-        flow.display.say(f"ids: {path.with_suffix('.ids.txt')}  line n is the index's row n")
+        folder = flow.folder.path / "index"
+        for path in plain.write_indexes(folder, dual.name, made):
+            flow.display.say(f"index: {path}  faiss.read_index({str(path)!r})")
+        ids = folder / f"{dual.name}.ids.txt"
+        plain.write_ids(ids, tables.passages)
+        flow.display.say(f"ids: {ids}  line n is the index's row n")
     return made
 
 
 # ------------------------------------------------------------------------------------ their parts
-
-
-def _index(flow: Workflow, tables: Tables, embeddings: Version, name: str) -> Version:
-    inputs = {"embeddings": embeddings.digest, "passages": tables.passages.digest}
-    identity = {"code": 1, "recipe": {"index": "Flat"}, "inputs": inputs}
-
-    def make(folder: Path) -> dict[str, Any]:
-        plain.write_index(folder / "model" / "index.faiss", plain.exact_index(embeddings))
-        plain.write_ids(folder / "model" / "ids.txt", tables.passages)
-        return {"rows": embeddings.rows}
-
-    return flow.files(f"{name}_exact_index", identity, [embeddings, tables.passages], make)
 
 
 def _pairs(folder: Path | None) -> list[str]:
