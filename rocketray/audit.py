@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class Run:
     folder: RunFolder
     recipe: Recipe
     current: Mapping[str, str]
+    _verified: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, folder: RunFolder) -> Run:
@@ -98,7 +99,12 @@ class Run:
         return cls(folder, recipes.load(str(told)), current)
 
     def need(self, name: str) -> Version:
-        return self.folder.version(name)
+        """The current version, compared with its manifest before its first use."""
+        version = self.folder.version(name)
+        if name not in self._verified:
+            version.verify()
+            self._verified.add(name)
+        return version
 
     def get(self, name: str) -> Version | None:
         """None where the run has no such stage, or not yet, or its recipe no more."""
@@ -151,8 +157,8 @@ def cross_encoder(run: Run) -> tuple[calibration.Map | None, Row]:
     }
     even_N = pairs.queries_N % 2 == 0
     here, there = (
-        Pairs(pairs.queries_N[m], pairs.ce_N[m], pairs.relevant_N[m], pairs.judged)
-        for m in (even_N, ~even_N)
+        Pairs(pairs.queries_N[half], pairs.ce_N[half], pairs.relevant_N[half], pairs.judged)
+        for half in (even_N, ~even_N)
     )
     if not (fits(here) and fits(there)):
         return None, found
@@ -234,10 +240,8 @@ def removals(run: Run) -> dict[str, Row]:
         found["unlabelled"] = _removal(run, "augment", keys_of(qrels), keys_of(None))
     found = {name: row for name, row in found.items() if row["scored"]}
     if {"train", "dev"} <= found.keys() and (chosen := found["dev"]["best"]):
-        place = [row["negative_below"] for row in found["dev"]["curve"]].index(
-            chosen["negative_below"]
-        )
-        found["train"]["by_dev"] = found["train"]["curve"][place]
+        rows = zip(found["dev"]["curve"], found["train"]["curve"], strict=True)
+        found["train"]["by_dev"] = next(train for dev, train in rows if dev == chosen)
     return found
 
 
@@ -252,10 +256,10 @@ def hide_dev(run: Run) -> tuple[pa.Table, pa.Table]:
     """Dev judgements, visible and hidden: drawn as those of training, but for this count only. No
     model learns from dev, so nothing changes by hiding them."""
     qrels = run.need("qrels_dev").read()
-    qids, pids = (
-        run.need(table).read()[name].take(qrels[column]).to_pylist()
-        for table, name, column in (("queries", "qid", "query"), ("passages", "pid", "passage"))
-    )
+    queries, passages = qrels["query"].to_pylist(), qrels["passage"].to_pylist()
+    asked = denoised.fetch(run.need("queries"), set(queries))
+    told = denoised.fetch(run.need("passages"), set(passages))
+    qids, pids = [asked[row]["qid"] for row in queries], [told[row]["pid"] for row in passages]
     return hide_positives(qrels, qids, pids, run.recipe.data.hide_positives, run.recipe.seed)
 
 
@@ -366,7 +370,8 @@ def show(found: Row) -> None:
     """The audit's tables and sentences on the screen."""
     console = Console(highlight=False)
     for table in audited.tables(found):
-        shown = Table(title=table.caption, title_justify="left")
+        console.print(f"\n{table.caption}", soft_wrap=True)
+        shown = Table()
         for name in table.columns:
             shown.add_column(name, justify="right")
         for cells, mine in table.rows:

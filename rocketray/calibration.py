@@ -68,7 +68,7 @@ class Temperature:
         return min(self._back(threshold), math.nextafter(1.0, 0.0)) if threshold < 1 else EVERYTHING
 
     def _back(self, threshold: float) -> float:
-        return float(_sigmoid(_logit(np.asarray(threshold, float)) * self.temperature))
+        return float(_sigmoid(_logit(np.array(threshold)) * self.temperature))
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,10 @@ class ByRank:
         return {
             "edges": (np.arange(STEPS + 1) / STEPS).tolist(),
             "by_verdict": dict(zip(DENOISED, by_verdict, strict=True)),
-            "unlabelled_by_rank": dict(zip(names_of_bands(used), unlabelled_RS, strict=True)),
+            "unlabelled_by_rank": [
+                {"ranks": name, "counts": counts}
+                for name, counts in zip(names_of_bands(used), unlabelled_RS, strict=True)
+            ],
         }
 
 

@@ -48,8 +48,8 @@ def add(folder: RunFolder, name: str, *tables: pa.Table, **recipe: Any) -> None:
 def by_hand(path: Path) -> RunFolder:
     """Questions 0 and 1 teach, 2 and 3 are dev, 4 and 5 have hidden labels.
 
-    Question 0 has positives 0 (visible) and 1 (hidden); the ids of dev are such that seed 13 hides
-    passage 4 of question 2.
+    Question 0 has positives 0 (visible) and 1 (hidden). Each dev question has two, and one of them
+    is hidden for the count: 3 or 4, of which question 3 has an irrelevant one at the same rank.
     """
     folder = RunFolder(path)
     (path / "recipe.yaml").parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def by_hand(path: Path) -> RunFolder:
     add(folder, "qrels_train", qrels((0, 0, 1), (1, 2, 1)))
     add(folder, "qrels_hidden_positives", qrels((0, 1, 1)))
     add(folder, "qrels_hidden", qrels((4, 5, 1), (5, 6, 1)))
-    add(folder, "qrels_dev", qrels((2, 3, 1), (2, 4, 1), (3, 7, 1)))
+    add(folder, "qrels_dev", qrels((2, 3, 1), (2, 4, 1), (3, 6, 1), (3, 7, 1)))
     add(
         folder, "denoise",
         verdicts((0, [0, 1, 2, 3], [0.9, 0.85, 0.5, 0.1], [POSITIVE, FALSE, UNSURE, HARD])),
@@ -75,7 +75,7 @@ def by_hand(path: Path) -> RunFolder:
     )  # fmt: skip
     add(
         folder, "dual_0_dev_scored",
-        scored((2, [3, 4, 0], [0.9, 0.6, 0.3]), (3, [7, 1, 2], [0.8, 0.4, 0.1])),
+        scored((2, [3, 0, 4], [0.9, 0.3, 0.6]), (3, [0, 7, 1], [0.4, 0.8, 0.1])),
     )  # fmt: skip
     return folder
 
@@ -145,7 +145,8 @@ def test_removal_of_each_known_truth(folder: RunFolder) -> None:
     }  # fmt: skip
     assert unlabelled["best"]["negative_below"] == 0.2
     dev = found["dev"]
-    assert (dev["known"], dev["scored"], dev["others"]) == (1, 1, 1)
+    assert (dev["known"], dev["others"]) == (2, 3)
+    assert (dev["best"]["recall"], dev["best"]["kept"]) == (1.0, 1.0)
     chosen = dev["best"]["negative_below"]
     assert train["by_dev"] == at(train["curve"], "negative_below", chosen)
 
@@ -219,6 +220,13 @@ def test_a_run_that_has_not_come_to_denoising(tmp_path: Path, folder: RunFolder)
     assert command(tmp_path) == 2
 
 
+def test_a_damaged_block_is_named(folder: RunFolder) -> None:
+    path = folder.stages / "augment-0" / "blocks" / "00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"blocks/00000.parquet differs from its manifest"):
+        audit.audit(folder)
+
+
 def test_moved_thresholds_are_those_that_denoising_compared(tmp_path: Path) -> None:
     """The stage takes them as they are, and stored ce_scores stay raw."""
     stage = Denoise(
@@ -241,6 +249,8 @@ def test_the_command_writes_json_and_a_section(
     said = capsys.readouterr().out
     assert "6 stored ce_scores read, 0 pairs scored." in said
     assert read_json(folder.path / "audit.json") == audit.audit(folder)
+    assert said.index("hidden from training") < said.index("hidden for this count only")
+    assert said.index("negative below") < said.index("estimated false")
     html = (folder.path / "report.html").read_text()
     assert "2 examples: hard negative" in html
     assert html.count("<svg") >= 5

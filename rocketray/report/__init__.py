@@ -27,6 +27,7 @@ from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.report import audited, curves, denoised, plots
 from rocketray.report.denoised import Denoised, Story
+from rocketray.schema import Verdict
 
 MODELS = {
     "initial": "initial weights, untrained",
@@ -101,8 +102,9 @@ def page(folder: RunFolder) -> dict[str, Any]:
     """All that the template shows."""
     metrics, summary = _json(folder, "metrics.json"), _json(folder, "summary.json")
     recipe = folder.path / "recipe.yaml"
-    thresholds = _thresholds(recipe)
-    measured = denoised.read(version) if (version := _version(folder, "denoise")) else None
+    version = _version(folder, "denoise")
+    thresholds = _thresholds(recipe, version)
+    measured = denoised.read(version) if version else None
     return {
         "summary": summary,
         "sizes": _sizes(summary.get("rows", {})),
@@ -146,12 +148,13 @@ def audit(folder: RunFolder) -> Audit | None:
     if found["pairs"]["read"]:
         drawn.append((plots.scores_by_verdict(found["ce_scores"]), "ce_scores by verdict."))
         drawn.append((plots.scores_by_rank(found["ce_scores"]), "Each strip adds up to its rank."))
-    if maps := found["calibration"]["maps"]:
+    if maps := audited.calibrations(found):
         drawn.append((plots.reliability(maps), "Below the line: less often relevant than said."))
-    for name, row in found["removal"].items():
-        drawn.append((plots.removal(name, row), f"{audited.TRUTHS[name]}, threshold by threshold"))
+    for number, (words, row) in enumerate(audited.truths(found)):
+        drawn.append((plots.removal(f"removal-{number}", words, row), f"{words.capitalize()}."))
     tables, sentences = list(audited.tables(found)), list(audited.sentences(found))
-    return Audit(tables, sentences, drawn, found["examples"])
+    order = [verdict.value for verdict in Verdict if verdict in found["examples"]]
+    return Audit(tables, sentences, drawn, {name: found["examples"][name] for name in order})
 
 
 def _sizes(rows: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -245,11 +248,15 @@ def _version(folder: RunFolder, name: str) -> Version | None:
     return folder.version(name) if name in folder.current() else None
 
 
-def _thresholds(recipe: Path) -> dict[str, float]:
-    if not recipe.is_file():
-        return {}
-    told = recipes.load(str(recipe)).denoise
-    return {"negative_below": told.negative_below, "positive_above": told.positive_above}
+def _thresholds(recipe: Path, version: Version | None) -> dict[str, float]:
+    """Where ce_scores were cut: a calibration moves what the recipe says."""
+    names = ("negative_below", "positive_above")
+    told = version.manifest["identity"].get("recipe", {}) if version else {}
+    if all(name in told for name in names):
+        return {name: told[name] for name in names}
+    return (
+        recipes.load(str(recipe)).denoise.model_dump(include=set(names)) if recipe.is_file() else {}
+    )
 
 
 def _stories(folder: RunFolder, measured: Denoised | None) -> list[Story] | None:

@@ -15,6 +15,15 @@ VERDICTS = tuple(verdict.value for verdict in Verdict)[:4]
 FALSE = ("false_before", "false_after")
 PLAIN = ("negative_below", "positive_above", "per_question", "calibration_error")
 """Numbers that are no shares."""
+NEGATIVES = (
+    "negative_below", "negatives", "per_question", "questions_without", "estimated_false",
+)  # fmt: skip
+POSITIVES = ("positive_above", "passages", "estimated_precision")
+PSEUDO = (
+    "positive_above", "questions", "share", "estimated_precision", "known", "agreement", "recall",
+)  # fmt: skip
+REMOVAL = ("negative_below", "recall", "kept", "precision")
+"""Columns of the tables in order; JSON keeps none."""
 TRUTHS = {
     "train": "positives hidden from training",
     "dev": "positives of dev questions, hidden for this count only",
@@ -52,22 +61,34 @@ def read(folder: RunFolder) -> dict[str, Any] | None:
 def tables(found: Row) -> Iterator[Shown]:
     """Every part of an audit that has rows."""
     yield by_rank(found["by_rank"])
-    for caption, rows in (
-        ("Negatives of labelled questions, by threshold", found["negatives"]),
-        ("Likely false negatives, by threshold", found["likely_positives"]),
-        ("Pseudo labels, by threshold", found["pseudo"]),
-        *(
-            (f"Removal against known truth: {TRUTHS[name]}", row["curve"])
-            for name, row in found["removal"].items()
-        ),
+    removals = [
+        (f"Removal against known truth: {words}", row["curve"], REMOVAL)
+        for words, row in truths(found)
+    ]
+    for caption, rows, columns in (
+        ("Negatives of labelled questions, by threshold", found["negatives"], NEGATIVES),
+        ("Likely false negatives, by threshold", found["likely_positives"], POSITIVES),
+        ("Pseudo labels, by threshold", found["pseudo"], PSEUDO),
+        *removals,
     ):
         if rows:
-            threshold = next(iter(rows[0]))
-            yield _table(caption, rows, found["thresholds"].get(threshold))
-    if maps := found["calibration"]["maps"]:
+            yield _table(caption, rows, columns, found["thresholds"].get(columns[0]))
+    if maps := calibrations(found):
         rows = [{"map": name, "calibration_error": row["error"]} for name, row in maps.items()]
         caption = "Calibration: fitted to half of the questions, measured on the others"
-        yield _table(caption, rows, found["calibration"]["chosen"])
+        yield _table(caption, rows, ("map", "calibration_error"), found["calibration"]["chosen"])
+
+
+def truths(found: Row) -> list[tuple[str, Row]]:
+    """Each known truth in words, and what became of it."""
+    removal = found["removal"]
+    return [(words, removal[name]) for name, words in TRUTHS.items() if name in removal]
+
+
+def calibrations(found: Row) -> dict[str, Row]:
+    """Reliability without a map, and after each."""
+    maps = found["calibration"]["maps"]
+    return {name: maps[name] for name in ("none", "temperature", "isotonic") if name in maps}
 
 
 def by_rank(rows: Sequence[Row]) -> Shown:
@@ -82,12 +103,11 @@ def by_rank(rows: Sequence[Row]) -> Shown:
         }
         for row in rows
     ]
-    return _table("Labels and verdicts by rank of dual_0", shares, "all")
+    return _table("Labels and verdicts by rank of dual_0", shares, tuple(shares[0]), "all")
 
 
-def _table(caption: str, rows: Sequence[Row], marked: Any) -> Shown:
+def _table(caption: str, rows: Sequence[Row], columns: Sequence[str], marked: Any) -> Shown:
     """`marked`: the first cell of the row to stand out."""
-    columns = tuple(rows[0])
     cells = [
         (tuple(cell(name, row[name]) for name in columns), row[columns[0]] == marked)
         for row in rows
@@ -124,8 +144,8 @@ def sentences(found: Row) -> Iterator[str]:
     if found["thresholds"] != found["asked"]:
         moved = ", ".join(f"{n} {t:.4g}" for n, t in found["thresholds"].items())
         yield f"denoise.calibration ({held['chosen']}) moved the thresholds: {moved}."
-    for name, row in found["removal"].items():
-        yield f"{TRUTHS[name].capitalize()}: {removal(row)}."
+    for known, row in truths(found):
+        yield f"{known.capitalize()}: {removal(row)}."
     yield f"{pairs['read']:,} stored ce_scores read, {pairs['scored']:,} pairs scored."
 
 

@@ -188,30 +188,29 @@ def scores_by_verdict(histograms: Mapping[str, Any]) -> Markup:
         axes.yaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside upper center", ncols=2)
         words = ", ".join(
-            f"{sum(counts):,} {verdict.replace('_', ' ')}"
-            for verdict, counts in histograms["by_verdict"].items()
+            f"{sum(histograms['by_verdict'][verdict]):,} {verdict.replace('_', ' ')}"
+            for verdict in SHADES
         )
         return _svg(figure, "scores-by-verdict", f"Histograms of ce_scores by verdict: {words}")
 
 
 def scores_by_rank(histograms: Mapping[str, Any]) -> Markup:
     """ce_scores of unlabelled passages, one strip a band of ranks: shares of the band."""
-    bands = histograms["unlabelled_by_rank"]
+    edges, bands = histograms["edges"], histograms["unlabelled_by_rank"]
+    shares = {
+        band["ranks"]: np.array(band["counts"]) / max(1, sum(band["counts"])) for band in bands
+    }
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.6 + 0.55 * len(bands)), layout="constrained")
         strips = figure.subplots(len(bands), sharex=True, squeeze=False)[:, 0]
-        for axes, (ranks, counts) in zip(strips, bands.items(), strict=True):
-            shares = np.array(counts) / max(1, sum(counts))
-            axes.stairs(shares, histograms["edges"], fill=True, color=BLUE)
+        for axes, (ranks, share) in zip(strips, shares.items(), strict=True):
+            axes.stairs(share, edges, fill=True, color=BLUE)
             axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
             axes.set_ylabel(ranks, rotation=0, ha="right", va="center")
         strips[-1].set_xlabel("ce_score of unlabelled passages, by rank")
-        last = ", ".join(
-            f"rank {ranks}: {counts[-1] / max(1, sum(counts)):.0%}"
-            for ranks, counts in bands.items()
-        )
-        words = "Histograms of ce_scores by rank; share in the highest bin at "
-        return _svg(figure, "scores-by-rank", words + last)
+        last = ", ".join(f"rank {ranks}: {share[-1]:.0%}" for ranks, share in shares.items())
+        words = f"Histograms of ce_scores by rank; share in the highest bin at {last}"
+        return _svg(figure, "scores-by-rank", words)
 
 
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Markup:
@@ -233,7 +232,7 @@ def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Markup:
         return _svg(figure, "reliability", words)
 
 
-def removal(name: str, found: Mapping[str, Any]) -> Markup:
+def removal(name: str, truth: str, found: Mapping[str, Any]) -> Markup:
     """Known positives removed against other passages kept, as negative_below falls."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.2), layout="constrained")
@@ -241,7 +240,7 @@ def removal(name: str, found: Mapping[str, Any]) -> Markup:
         rows = [row for row in found["curve"] if row["kept"] is not None]
         kept, recall = ([row[column] for row in rows] for column in ("kept", "recall"))
         axes.plot(kept, recall, color=BLUE, marker="o", ms=3, lw=1)
-        words = f"Removal, {name}: {found['scored']:,} known positives"
+        words = f"Removal, {truth}: {found['scored']:,} known positives"
         if best := found["best"]:
             axes.plot(best["kept"], best["recall"], marker="D", ms=7, color=ORANGE, ls="")
             axes.annotate(f"negative_below {best['negative_below']:g}",
@@ -253,7 +252,7 @@ def removal(name: str, found: Mapping[str, Any]) -> Markup:
             )
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="others kept, same ranks")
         axes.set_ylabel("known positives removed")
-        return _svg(figure, f"removal-{name}", words)
+        return _svg(figure, name, words)
 
 
 def _loss(axes: Axes, curve: Curve) -> None:

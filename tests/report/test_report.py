@@ -423,7 +423,8 @@ def audit_of(digest: str) -> dict[str, Any]:
            "known_false_after": 0}  # fmt: skip
     example = {"qid": "q7", "question": "why?", "positive": None, "passage": PASSAGE, "rank": 2,
                "score": 0.5, "ce_score": 0.75, "known_relevant": True}  # fmt: skip
-    negatives = {"negative_below": 0.25, "negatives": 1234, "per_question": 2.5}
+    negatives = {"negative_below": 0.25, "negatives": 1234, "per_question": 2.5,
+                 "questions_without": 7, "estimated_false": None}  # fmt: skip
     counts = [1] * 20
     return {
         "of": {"denoise": digest},
@@ -437,7 +438,7 @@ def audit_of(digest: str) -> dict[str, Any]:
         "ce_scores": {
             "edges": np.linspace(0, 1, 21).tolist(),
             "by_verdict": dict.fromkeys([POSITIVE, HARD, FALSE, UNSURE], counts),
-            "unlabelled_by_rank": {"1": counts, "2": counts},
+            "unlabelled_by_rank": [{"ranks": name, "counts": counts} for name in ("9", "10")],
         },
         "negatives": [negatives, {**negatives, "negative_below": 0.5}],
         "likely_positives": [],
@@ -463,13 +464,11 @@ def test_an_audit_in_the_page(audited_page: str) -> None:
     assert page.rows[1] == [
         "1", "4", "25.0 %", "50.0 %", "25.0 %", "0.0 %", "25.0 %", "\u2013", "1", "0",
     ]  # fmt: skip
-    assert ["0.25", "1,234", "2.5"] in page.rows
+    assert ["0.25", "1,234", "2.5", "7", "\u2013"] in page.rows
     said = page.said("p")
-    assert "denoise.calibration (isotonic) moved the thresholds: negative_below 0.25" in said[-5]
-    assert (
-        "which parts them best, removes 100.0 % of them and keeps 50.0 % of the others"
-        in " ".join(said)
-    )
+    whole = " ".join(said)
+    assert "denoise.calibration (isotonic) moved the thresholds: negative_below 0.25" in whole
+    assert "parts them best, removes 100.0 % of them and keeps 50.0 % of the others" in whole
     assert "40 stored ce_scores read, 0 pairs scored." in said
     assert "q7: rank 2, score 0.500, ce_score 0.7500, known to be relevant" in said
     assert "1 examples: hard negative" in page.said("summary")
