@@ -243,8 +243,9 @@ def test_moved_thresholds_are_those_that_denoising_compared(tmp_path: Path) -> N
 
 
 def test_the_command_writes_json_and_a_section(
-    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # In a narrow terminal headings wrap.
     assert command(folder.path) == 0
     said = capsys.readouterr().out
     assert "6 stored ce_scores read, 0 pairs scored." in said
