@@ -452,6 +452,8 @@ class Writer:
     born: str = field(default_factory=lambda: _born(os.getpid()))
     job: str = field(default_factory=lambda: _ray_job())
     """The Ray job it drives, `submission id@address of the cluster`; "" if none."""
+    claim: str = field(default_factory=lambda: uuid.uuid4().hex[:8], compare=False)
+    """Tells two claims of one process apart."""
 
     def alive(self, has_ended: Callable[[str], bool]) -> bool | None:
         """Whether the holder still runs; None when it is on another host and nobody can tell.

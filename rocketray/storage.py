@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from rocketray.errors import UserError
 
 if TYPE_CHECKING:  # The library is loaded once a store is used: a run on a disk does without.
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import GCSStore, S3Store
 
 CACHE = "/var/tmp/rocketray"
@@ -47,6 +48,10 @@ PIECE = 32 << 20
 """Bytes of one request of a download. Any must come within the client's 30 seconds."""
 AT_ONCE = 16
 """Requests under way, where many files are wanted."""
+PAUSES = (0.2, 0.5, 1.0)
+"""Seconds before an answer that was cut short is asked for again."""
+PATIENCE = 60.0
+"""Seconds after which a request that failed has been tried often enough by the library."""
 SECONDS = 10.0
 """Between two times that a file is sent which somebody goes on writing, such as a log."""
 WAITING = 8
@@ -131,8 +136,8 @@ def _send(path: Path) -> None:
     place = _place(path)
     # A small file at once: a log may grow while it is read.
     content = path.read_bytes() if path.stat().st_size <= PART else path
-    with _explained(path):
-        sent = obstore.put(place.store, place.key, content, chunk_size=PART, max_concurrency=4)
+    sizes: dict[str, Any] = {"chunk_size": PART, "max_concurrency": 4}
+    sent = _ask(path, lambda: obstore.put(place.store, place.key, content, **sizes))
     _seen[path] = sent["e_tag"]
 
 
@@ -162,11 +167,14 @@ def _create(path: Path, content: bytes) -> bool:
     from obstore.exceptions import AlreadyExistsError
 
     place = _place(path)
-    with _explained(path):
-        try:
-            obstore.put(place.store, place.key, content, mode="create")
-        except AlreadyExistsError:
-            return read(path) == content
+    try:
+        _ask(
+            path,
+            lambda: obstore.put(place.store, place.key, content, mode="create"),
+            AlreadyExistsError,
+        )
+    except AlreadyExistsError:
+        return read(path) == content
     return True
 
 
@@ -191,10 +199,9 @@ def remove(path: Path) -> None:
         import obstore
 
         place = _place(path)
-        with _explained(path):
-            keys = [_place(inside).key for inside in files(path)] or [place.key]
-            with suppress(FileNotFoundError):  # S3 does not say so, GCS does.
-                obstore.delete(place.store, keys)
+        keys = [_place(inside).key for inside in files(path)] or [place.key]
+        with suppress(FileNotFoundError):  # S3 does not say so, GCS does.
+            _ask(path, lambda: obstore.delete(place.store, keys), FileNotFoundError)
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -239,11 +246,12 @@ def read(path: Path) -> bytes | None:
     import obstore
 
     place = _place(path)
-    with _explained(path):
-        try:
-            return bytes(obstore.get(place.store, place.key).bytes())
-        except FileNotFoundError:
-            return None
+    try:
+        return _ask(
+            path, lambda: bytes(obstore.get(place.store, place.key).bytes()), FileNotFoundError
+        )
+    except FileNotFoundError:
+        return None
 
 
 def tail(path: Path, size: int) -> bytes:
@@ -255,14 +263,10 @@ def tail(path: Path, size: int) -> bytes:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
             return file.read()
-    import obstore
-
-    place, meta = _place(path), _meta(path)
+    meta = _meta(path)
     if not meta or not meta["size"]:
         return b""
-    span = max(0, meta["size"] - size), meta["size"]
-    with _explained(path):
-        return bytes(obstore.get(place.store, place.key, options={"range": span}).bytes())
+    return _piece(path, max(0, meta["size"] - size), meta["size"], None)
 
 
 def files(folder: Path) -> list[Path]:
@@ -279,8 +283,7 @@ def entries(folder: Path) -> list[Path]:
     import obstore
 
     place = _place(folder)
-    with _explained(folder):
-        found = obstore.list_with_delimiter(place.store, place.key)
+    found = _ask(folder, lambda: obstore.list_with_delimiter(place.store, place.key))
     keys = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
     return sorted(folder / key.rpartition("/")[2] for key in keys)
 
@@ -302,11 +305,13 @@ def _listed(folder: Path, *, below: bool) -> dict[Path, ObjectMeta]:
     import obstore
 
     place = _place(folder)
-    with _explained(folder):
+
+    def listed() -> list[ObjectMeta]:
         if below:
-            metas = [meta for some in obstore.list(place.store, place.key) for meta in some]
-        else:
-            metas = list(obstore.list_with_delimiter(place.store, place.key)["objects"])
+            return list(obstore.list(place.store, place.key).collect())
+        return list(obstore.list_with_delimiter(place.store, place.key)["objects"])
+
+    metas = _ask(folder, listed)
     strip = len(place.key) + 1 if place.key else 0
     return {folder / meta["path"][strip:]: meta for meta in metas}
 
@@ -315,11 +320,10 @@ def _meta(path: Path) -> ObjectMeta | None:
     import obstore
 
     place = _place(path)
-    with _explained(path):
-        try:
-            return obstore.head(place.store, place.key)
-        except FileNotFoundError:
-            return None
+    try:
+        return _ask(path, lambda: obstore.head(place.store, place.key), FileNotFoundError)
+    except FileNotFoundError:
+        return None
 
 
 _seen: dict[Path, str | None] = {}
@@ -368,22 +372,34 @@ def _receive(path: Path, file: BinaryIO, update: Callable[[bytes], object]) -> O
     import obstore
 
     place = _place(path)
-    with _explained(path):
-        try:
-            whole = obstore.get(place.store, place.key)
-        except FileNotFoundError:
-            return None
-        size, tag = whole.meta["size"], whole.meta["e_tag"]
-        for start in range(0, max(1, size), PIECE):
-            got = whole
-            if size > PIECE:
-                span = start, min(start + PIECE, size)
-                # The tag: should somebody replace the file meanwhile, halves must not be mixed.
-                got = obstore.get(place.store, place.key, options={"range": span, "if_match": tag})
-            content = bytes(got.bytes())
-            update(content)
-            file.write(content)
-        return whole.meta
+
+    def begun() -> tuple[ObjectMeta, bytes]:
+        got = obstore.get(place.store, place.key)
+        return got.meta, bytes(got.bytes()) if got.meta["size"] <= PIECE else b""
+
+    try:
+        meta, content = _ask(path, begun, FileNotFoundError)
+    except FileNotFoundError:
+        return None
+    pieces: Iterable[bytes] = [content]
+    if meta["size"] > PIECE:
+        starts = range(0, meta["size"], PIECE)
+        pieces = (_piece(path, start, min(start + PIECE, meta["size"]), meta) for start in starts)
+    for piece in pieces:
+        update(piece)
+        file.write(piece)
+    return meta
+
+
+def _piece(path: Path, start: int, end: int, of: ObjectMeta | None) -> bytes:
+    """Bytes start..end-1 of a file; of this very one, so that halves of two are never joined."""
+    import obstore
+
+    place = _place(path)
+    options: GetOptions = {"range": (start, end)}
+    if of:
+        options["if_match"] = of["e_tag"]
+    return _ask(path, lambda: bytes(obstore.get(place.store, place.key, options=options).bytes()))
 
 
 @contextmanager
@@ -460,11 +476,11 @@ def check(path: Path) -> None:
             that two writers could not be told apart.
     """
     import obstore
-    from obstore.exceptions import AlreadyExistsError
+    from obstore.exceptions import AlreadyExistsError, BaseError
 
     probe = _place(path / "writers" / f"probe-{uuid.uuid4().hex[:8]}")
     store = _store(probe.mirror, probe.scheme, probe.bucket, hasty=True)
-    with _explained(path):
+    try:
         for _ in range(2):
             try:
                 obstore.put(store, probe.key, b"", mode="create")
@@ -473,6 +489,8 @@ def check(path: Path) -> None:
                 is_exclusive = True
         obstore.list_with_delimiter(store, _place(path).key)
         obstore.delete(store, probe.key)
+    except (BaseError, FileNotFoundError) as error:
+        raise _refused(path, error) from error
     if not is_exclusive:
         raise UserError(
             f"{shown(path)}: this store overwrites what it was asked to create only if absent"
@@ -498,19 +516,19 @@ def _store(mirror: Path, scheme: str, bucket: str, *, hasty: bool = False) -> S3
             "allow_http": endpoint.startswith("http://"),
         },
         "retry_config": {
-            "max_retries": 2 if hasty else 20,
+            "max_retries": 2 if hasty else 1000,  # The time decides.
             "retry_timeout": timedelta(seconds=5 if hasty else 280),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=100),
                 "max_backoff": timedelta(seconds=15),
-                "base": 2,
+                "base": 4,  # Each pause is drawn from up to so many times the one before.
             },
         },
     }
     if scheme == "gs":
         return GCSStore(bucket, **options)
     if endpoint:
-        return S3Store(bucket, endpoint=endpoint, **options)
+        options["endpoint"] = endpoint
     return S3Store(bucket, **options)
 
 
@@ -533,15 +551,36 @@ def _own(mirror: Path) -> None:
         )
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What a store refuses, in a sentence that names the url and the cure."""
-    from obstore.exceptions import BaseError
+def _ask(path: Path, request: Callable[[], Answer], *answers: type[Exception]) -> Answer:
+    """The store's answer to a request about a path. What does not arrive, the library sends again;
+    what is cut short in the middle of an answer is asked again here.
 
-    try:
-        yield
-    except (BaseError, FileNotFoundError) as error:
-        raise UserError(f"{shown(path)}: {_reason(path, error)}") from error
+    Args:
+        answers: exceptions that are answers, and raised as they are.
+
+    Raises:
+        UserError: it refuses, or there is no answer.
+    """
+    from obstore.exceptions import BaseError, GenericError
+
+    pauses = iter(PAUSES)
+    while True:
+        start = time.monotonic()
+        try:
+            return request()
+        except answers:
+            raise
+        except (BaseError, FileNotFoundError) as error:
+            was_quick = time.monotonic() - start < PATIENCE
+            pause = next(pauses, None) if isinstance(error, GenericError) and was_quick else None
+            if pause is None:
+                raise _refused(path, error) from error
+            time.sleep(pause)
+
+
+def _refused(path: Path, error: Exception) -> UserError:
+    """A sentence that names the url and the cure."""
+    return UserError(f"{shown(path)}: {_reason(path, error)}")
 
 
 def _reason(path: Path, error: Exception) -> str:

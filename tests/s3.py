@@ -113,8 +113,7 @@ def proxy(
 ) -> Iterator[tuple[str, Proxy]]:
     """The endpoint of a proxy that fails by schedule, and its counts."""
     state = Proxy(endpoint, schedule, stall)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": state}))
-    httpd.daemon_threads = True
+    httpd = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": state}))
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
     try:
@@ -123,6 +122,14 @@ def proxy(
         httpd.shutdown()
         httpd.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that are killed hang up, too."""
 
 
 class _Handler(BaseHTTPRequestHandler):

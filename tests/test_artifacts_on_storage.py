@@ -239,9 +239,7 @@ def test_who_was_taken_over_on_another_node_stops(on: Node) -> None:
 def test_of_two_claims_at_once_one_wins(on: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = RunFolder(on("a")), RunFolder(on("b"))
     monkeypatch.setattr(RunFolder, "_holder", lambda folder: None)
-    monkeypatch.setattr(os, "getpid", lambda: 1)
     first.claim()
-    monkeypatch.setattr(os, "getpid", lambda: 2)
     with pytest.raises(UserError, match="has just been claimed by another process"):
         second.claim()
 

@@ -58,10 +58,10 @@ def test_killed_on_three_machines(
             assert kill_at(on(f"machine-{node}"), place, *ALONE) == -signal.SIGKILL
         out = on("last-machine")
         text = finish(out, *ALONE)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     assert "dual_1                     finished before, skipped" in text
     assert min(proxy.faults[kind] for kind in ("busy", "cut", "lose", "stall")) > 0
     check(out, undisturbed, tmp_path)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     url = storage.shown(on("reader"))
     assert Searcher(url).search("what is it", 3) == Searcher(undisturbed).search("what is it", 3)
 
@@ -79,5 +79,6 @@ def test_driver_killed_while_ray_trains_and_scores(
             kill_at(on(f"machine-{node}"), place)
         out = on("last-machine")
         finish(out)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     assert proxy.faults[""] < sum(proxy.faults.values())
     check(out, undisturbed, tmp_path)

@@ -276,6 +276,7 @@ def test_what_is_the_same_is_not_fetched_again(
     assert (on("b") / "x").read_bytes() == b"1"
 
 
+@pytest.mark.slow
 def test_a_folder_of_many_files_is_listed_whole(on: Node) -> None:
     folder = on("a")
     storage.together(lambda number: sent(folder / f"{number:05d}", b""), range(1100))
@@ -406,7 +407,7 @@ def test_what_fails_once_is_done_again(
 def test_a_large_upload_over_a_bad_network(
     on: Node, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = os.urandom(40 << 20)
+    content = os.urandom(17 << 20)
     with s3.proxy(s3_server, s3.some(seed=1, share=0.3)) as (endpoint, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         sha256 = file_sha256(sent(on("a") / "x", content))
