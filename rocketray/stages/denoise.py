@@ -58,6 +58,7 @@ class Denoise:
     """
 
     code = 1
+    light = True
 
     def __init__(
         self, *, scored: str, positives: str, negative_below: float, positive_above: float,
@@ -110,6 +111,7 @@ class TrustAll:
     """
 
     code = 1
+    light = True
 
     def __init__(
         self, *, run: str, positives: str, depth: int, filter: Mapping[str, Any] | None = None
