@@ -207,12 +207,16 @@ def retrieve(
     purpose."""
     made = flow.bulk(
         *(
-            Spec(
-                name=f"{name}_embeddings",
-                stage=Encode,
-                inputs={"model": model, "tokens": ready.dual_tokens.passages},
-                over="tokens",
-                unit="passages",
+            _choosing(
+                flow,
+                Spec(
+                    name=f"{name}_embeddings",
+                    stage=Encode,
+                    inputs={"model": model, "tokens": ready.dual_tokens.passages},
+                    settings=flow.recipe.encode.model_dump(),
+                    over="tokens",
+                    unit="passages",
+                ),
             )
             for name, model in models.items()
         )
@@ -317,7 +321,8 @@ def score(
     Args:
         beside: other work for the same pool of workers.
     """
-    store = flow.folder.path / "pairs" / cross.digest
+    told = _scoring(flow.recipe)
+    store = flow.folder.path / "pairs" / _pair_store(cross, told)
     spec = Spec(
         name=name,
         stage=Score,
@@ -327,14 +332,36 @@ def score(
             "query_tokens": ready.cross_tokens.queries,
             "passage_tokens": ready.cross_tokens.passages,
         },
-        settings={"depth": depth},
+        settings={"depth": depth, **told},
         over="run",
     )
     draft = flow.folder.draft(name, spec.identity())
     known = _known_pairs(draft.path / "known.json", store)
-    scored = flow.bulk(replace(spec, given={"known": known}), *beside)[0]
+    scored = flow.bulk(_choosing(flow, replace(spec, given={"known": known})), *beside)[0]
     _keep_pairs(scored, store)
     return scored
+
+
+def _choosing(flow: Workflow, spec: Spec) -> Spec:
+    """A stage that chooses something by itself, told where its workers write it down."""
+    path = flow.folder.draft(spec.name, spec.identity()).path / "choices.json"
+    return replace(spec, given={**spec.given, "choices": str(path)})
+
+
+def _scoring(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe changes a ce_score."""
+    told = recipe.score
+    if told.recheck is None:
+        return {"precision": told.precision}
+    thresholds = list(_thresholds(recipe).values())
+    recheck = {"within": told.recheck, "thresholds": thresholds, "seed": recipe.seed}
+    return {"precision": told.precision, "recheck": recheck}
+
+
+def _pair_store(cross: Version, told: Mapping[str, Any]) -> str:
+    """Scores of one cross-encoder in one precision: others would not be what was asked for."""
+    plain = told == {"precision": "auto"}
+    return cross.digest if plain else f"{cross.digest}-{artifacts.fingerprint(told)}"
 
 
 def _known_pairs(record: Path, store: Path) -> list[str]:

@@ -257,6 +257,37 @@ class Augment(Model):
     """Use at most this many unlabelled questions, chosen by hash; null uses all."""
 
 
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+
+class Encode(Model):
+    """How passages become embeddings."""
+
+    precision: Precision = "auto"
+    """Of the encoder's products. `auto`: bfloat16 on GPUs that have it, else float16; float32 on
+    CPUs, always, so that bytes do not tell which node made them. `int8`: CPUs only, and faster only
+    where the processor multiplies 8-bit numbers (VNNI, AMX): `benchmarks/bulk.py --only int8`."""
+    storage: Literal["float32", "float16"] = "float32"
+    """What is kept on disk: float16 takes half the room and reads half the bytes; scores then
+    differ from the fourth digit on."""
+
+
+class Score(Model):
+    """How the cross-encoder scores pairs."""
+
+    precision: Precision = "auto"
+    """As for `encode`. Pairs scored in another precision are not taken for known."""
+    recheck: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Score again in float32 what lies this near to a threshold of `denoise`. It makes the
+    thresholds part of the scores: new ones score anew. Null: the first word counts."""
+
+    @model_validator(mode="after")
+    def _needed(self) -> Self:
+        if self.recheck is not None and self.precision == "float32":
+            raise ValueError("recheck scores again in float32, and precision is float32 already")
+        return self
+
+
 class Evaluate(Model):
     k: Positive = 1000
     """Passages retrieved per test question."""
@@ -352,6 +383,8 @@ class Recipe(Model):
     steps: Steps = Steps()
     denoise: Denoise = Denoise()
     augment: Augment = Augment()
+    encode: Encode = Encode()
+    score: Score = Score()
     evaluate: Evaluate = Evaluate()
     blocks: Blocks = Blocks()
     cluster: Cluster = Cluster()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,7 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
         known = sum(facts["known"] for facts in scored)
         pairs = sum(facts["pairs"] for facts in scored)
         yield "pairs scored", f"{pairs - known:,}, and {known:,} known from before"
+        yield from _rechecked(scored, pairs - known)
 
 
 def _ingested(flow: Workflow) -> Iterator[tuple[str, str]]:
@@ -195,6 +196,19 @@ def _ingested(flow: Workflow) -> Iterator[tuple[str, str]]:
     for name, label in words.items():
         if facts.get(name):
             yield label, f"{facts[name]:,} of {flow.made['passages'].rows:,} (kept)"
+
+
+def _rechecked(scored: Sequence[Mapping[str, int]], new: int) -> Iterator[tuple[str, str]]:
+    """With `score.recheck`: what float32 was asked again, and how often it would disagree."""
+    again, compared, agreed = (
+        sum(facts.get(name, 0) for facts in scored) for name in ("rechecked", "compared", "agreed")
+    )
+    if compared:
+        yield (
+            "scored again in float32",
+            f"{again:,} ({share(again, new)}); of {compared:,} verdicts drawn to compare"
+            f" {agreed:,} agree ({share(agreed, compared)})",
+        )
 
 
 def _removed(facts: Mapping[str, int]) -> Iterator[tuple[str, str]]:

@@ -49,3 +49,42 @@ def test_training(tmp_path: Path) -> None:
         "GradCache, dropout 0.1",
         "cached step, two processes",
     ]
+
+
+@pytest.mark.slow
+def test_bulk_gpu(tmp_path: Path) -> None:
+    """The command for a GPU, on the CPU: everything but the kernels."""
+    small = ("--encoder", "tiny", "--cross", "tiny", "--rows", "24", "--sizes", "8",
+             "--rounds", "1")  # fmt: skip
+    found = {line["name"]: line for line in measured("bulk_gpu.py", tmp_path / "b.json", *small)}
+    assert found["encode, tiny, float32, 1 - cosine"]["value"] < 1e-6
+    assert found["score, tiny, float32, difference"]["value"] < 1e-5
+
+
+@pytest.mark.slow
+def test_bulk(tmp_path: Path) -> None:
+    small = ("--only", "encode,score,int8,actors", "--layers", "1", "--rows", "16", "--rounds", "1",
+             "--passage-length", "32", "--threads", "1", "--questions", "8", "--corpus", "16",
+             "--blocks", "4")  # fmt: skip
+    lines = measured("bulk.py", tmp_path / "b.json", *small)
+    found = {line["name"].removeprefix("packages: "): line for line in lines}
+    assert list(found) == [
+        *(f"encode, {pooling}, 1 thread{what}" for pooling in ("mean", "cls")
+          for what in ("", ", share of the limit", ", 1 - cosine")),
+        *(f"score, 1 thread{what}" for what in ("", ", share of the limit", ", difference")),
+        "encode in int8", "a product in int8", "nDCG@10 in int8",
+        "two workers of a thread each", "Ray Data, two actors",
+    ]  # fmt: skip
+    # What is no time: the same texts give the same numbers on both sides.
+    assert all(line["value"] < 1e-6 for name, line in found.items() if "cosine" in name)
+    assert found["score, 1 thread, difference"]["value"] < 1e-5
+
+
+@pytest.mark.slow
+def test_mining(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="theirs needs it")
+    small = ("--only", "mining", "--layers", "1", "--rows", "16", "--passage-length", "32",
+             "--questions", "8", "--corpus", "60")  # fmt: skip
+    lines = measured("bulk.py", tmp_path / "b.json", *small)
+    found = {line["name"].removeprefix("packages: "): line for line in lines}
+    assert found["pairs scored for it"]["value"] == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
@@ -177,6 +178,35 @@ def test_a_deeper_list_scores_only_the_new_pairs(place: Place) -> None:
     facts = flow.made["dual_0_train_scored"].facts
     assert facts["pairs"] == 16 * 8
     assert facts["known"] >= before["pairs"] == 16 * 5
+
+
+def test_scores_of_another_precision_are_not_taken_for_known(place: Place) -> None:
+    flow = place.run("score.precision=int8", until="dual_0_train_scored")
+    assert remade(flow) == {"dual_0_train_scored"}
+    assert flow.made["dual_0_train_scored"].facts == {"pairs": 16 * 5, "known": 0}
+
+
+def test_a_recheck_makes_thresholds_part_of_the_scores(place: Place) -> None:
+    told = ("score.precision=int8", "score.recheck=0.1")
+    first = place.run(*told, until="dual_0_train_scored").made["dual_0_train_scored"].facts
+    assert first["compared"] == first["pairs"] == 16 * 5
+    assert 0 <= first["rechecked"] <= first["pairs"]
+    flow = place.run(*told, "denoise.negative_below=0.4", until="dual_0_train_scored")
+    assert remade(flow) == {"dual_0_train_scored"}
+
+
+def test_the_precision_that_auto_was_stands_beside_the_stage(finished: Place) -> None:
+    for name in ("initial_embeddings", "dual_0_train_scored"):
+        choices = json.loads((finished.version(name).path / "choices.json").read_text())
+        assert choices["precision"] in ("float32", "bfloat16", "float16")
+
+
+def test_embeddings_in_half_the_bytes_serve_as_well(place: Place) -> None:
+    flow = place.run("encode.storage=float16", until="dual_0_train")
+    assert "initial_embeddings" in remade(flow)
+    block = flow.made["dual_0_embeddings"].array(0, "embeddings")
+    assert block.dtype == np.float16
+    assert flow.made["dual_0_train"].rows == 16
 
 
 def test_appended_passages_encode_only_new_blocks(place: Place) -> None:

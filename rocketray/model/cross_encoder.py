@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     PreTrainedModel,
+    RobertaForSequenceClassification,
+    XLMRobertaForSequenceClassification,
 )
 
 from rocketray.model.first_token import first_token, supports
@@ -30,6 +32,12 @@ from rocketray.model.weights import (
 )
 
 KIND = "cross_encoder"
+
+FIRST_TOKEN_HEADS = (
+    BertForSequenceClassification,
+    RobertaForSequenceClassification,
+    XLMRobertaForSequenceClassification,
+)
 
 
 class CrossEncoder(nn.Module):
@@ -82,17 +90,22 @@ class CrossEncoder(nn.Module):
 
     @property
     def reads_first_token_only(self) -> bool:
-        """BERT's head reads the first token alone, and the last layer is computed for it alone."""
-        return isinstance(self.model, BertForSequenceClassification) and supports(self.model.bert)
+        """The head reads the first token alone, and the last layer is computed for it alone."""
+        return isinstance(self.model, FIRST_TOKEN_HEADS) and supports(self.model.base_model)
 
     def _head(self, batch: Batch) -> torch.Tensor:
-        """[B, 1]. Families other than BERT run whole."""
-        model = self.model
+        """[B, 1]. Families other than BERT and RoBERTa run whole."""
         if self.reads_first_token_only:
-            pooled_BD = model.bert.pooler(first_token(model.bert, batch))
-            logits: torch.Tensor = model.classifier(model.dropout(pooled_BD))
-        else:
-            logits = model(**batch).logits
+            return self.classify(first_token(self.model.base_model, batch))
+        logits: torch.Tensor = self.model(**batch).logits
+        return logits
+
+    def classify(self, first_B1D: torch.Tensor) -> torch.Tensor:
+        """[B, 1]: what a head that reads the first token alone makes of its hidden state."""
+        model = self.model
+        if isinstance(model, BertForSequenceClassification):
+            first_B1D = model.dropout(model.bert.pooler(first_B1D))
+        logits: torch.Tensor = model.classifier(first_B1D)
         return logits
 
     def ce_scores(self, batch: Batch) -> torch.Tensor:

@@ -145,7 +145,10 @@ class DualEncoder(nn.Module):
             hidden_BTD = first_token(tower, batch)
         else:
             hidden_BTD = tower(**batch).last_hidden_state
-        e_BD = pool(hidden_BTD, batch.get("attention_mask"), self.pooling)
+        return self.scaled(pool(hidden_BTD, batch.get("attention_mask"), self.pooling))
+
+    def scaled(self, e_BD: torch.Tensor) -> torch.Tensor:
+        """Pooled hidden states as embeddings: of length one when the similarity is cosine."""
         return nn.functional.normalize(e_BD, dim=-1) if self.similarity == "cosine" else e_BD
 
     def save(self, folder: str | Path) -> None:

@@ -23,8 +23,10 @@ FAMILIES = (BertModel, RobertaModel, XLMRobertaModel)
 
 
 def supports(tower: PreTrainedModel) -> bool:
+    if not isinstance(tower, FAMILIES) or tower.config.is_decoder:
+        return False
     # The masks below are what torch's attention takes; "eager" and flash kernels want others.
-    return isinstance(tower, FAMILIES) and tower.config._attn_implementation == "sdpa"
+    return bool(tower.config._attn_implementation == "sdpa")
 
 
 def first_token(tower: PreTrainedModel, batch: Batch) -> torch.Tensor:

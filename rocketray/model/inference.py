@@ -1,57 +1,294 @@
 """Models over many rows: batches by token budget, results in row order, NaN refused.
 
-Shapes: R rows asked for, B rows of one batch, D embedding size.
+What is in a batch depends on the rows alone, never on who computes it. BERT-like models run
+without padding (packed.py); others in padded batches of alike lengths, where the padding of sorted
+rows is a few tokens in a thousand.
 """
+
+# Shapes: R rows asked for, B rows of one batch, N tokens of all of them, D embedding size.
 
 from __future__ import annotations
 
+import logging
+import os
+import uuid
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
+from rocketray.artifacts import read_json, write_json
 from rocketray.errors import UserError
+from rocketray.model import int8, packed
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
-from rocketray.model.tokens import Assembler, Batch, TokenStore, batches_by_budget
+from rocketray.model.machine import is_out_of_memory
+from rocketray.model.tokens import Assembler, Batch, TokenStore, batches_by_budget, unmasked
+
+log = logging.getLogger(__name__)
 
 # Tokens in one forward pass, padding included. On a CPU small batches stay in the cache; a GPU
 # wants enough work to hide its launches.
 CPU_TOKENS = 2048
 GPU_TOKENS = 65536
 
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+"""Of the encoder's products and activations. Heads, pooling and results are float32."""
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(place: torch.device) -> Precision:
+    """What `auto` becomes: half precision on a GPU, float32 on a CPU.
+
+    Never by measuring, as training does: many nodes compute one table, and its bytes must not tell
+    which of them made a block.
+    """
+    if place.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+class Choices:
+    """What the workers of a stage chose, in one file: the others and a resume choose the same.
+
+    Without a file it is remembered as long as this object lives.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = Path(path) if path else None
+        self.known: dict[str, Any] = {}
+
+    def read(self) -> dict[str, Any]:
+        if self.path and self.path.is_file():
+            self.known = dict(read_json(self.path))
+        return self.known
+
+    def note(self, **choices: Any) -> None:
+        self.known = self.read() | choices
+        if self.path:
+            write_json(self.path, self.known)
+
+    def begin(self, **choices: Any) -> dict[str, Any]:
+        """The first worker's choices: these, where nobody has chosen yet."""
+        if self.path and not self.path.is_file():
+            mine = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
+            write_json(mine, choices)
+            try:
+                os.link(mine, self.path)  # Of two at once only one succeeds.
+            except FileExistsError:
+                pass
+            finally:
+                mine.unlink()
+        return choices | self.read()
+
+
+class Passes:
+    """Forward passes of one model over many rows."""
+
+    def __init__(self, told: Precision = "float32", choices: Choices | None = None) -> None:
+        self.place = device()
+        self.choices = choices or Choices()
+        self.precision: Precision = told
+        if told == "auto":
+            chosen = self.choices.begin(precision=choose_precision(self.place))
+            self.precision = chosen["precision"]
+        if self.precision == "int8" and self.place.type != "cpu":
+            raise UserError("Precision int8 is for CPUs. Set auto: a GPU is faster in bfloat16.")
+
+    def prepare(self, model: nn.Module, encoder: PreTrainedModel) -> None:
+        """Bring a model to its place, and its encoder into this precision (in place)."""
+        model.to(self.place).eval()
+        if self.precision == "int8":
+            if not int8.is_fast():
+                log.warning("This processor has no fast 8-bit products: int8 gains nothing here.")
+            int8.quantise(encoder)
+        elif self.precision in HALVES and packed.supports(encoder):
+            for part in (encoder.embeddings, encoder.encoder):  # Not a pooler: heads are float32.
+                part.to(HALVES[self.precision])
+
+    def padded(self, forward: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+        """An encoder that is not packed: autocast knows what each architecture needs."""
+        half = HALVES.get(self.precision)
+        on_device = {n: packed.moved(x, self.place) for n, x in unmasked(batch).items()}
+        with torch.autocast(self.place.type, half, enabled=half is not None):
+            return forward(on_device)
+
+    def over(
+        self,
+        assemble: Callable[[np.ndarray], Batch],
+        forward: Callable[[Batch], torch.Tensor],
+        lengths_R: np.ndarray,
+        rows_R: np.ndarray,
+        what: str,
+    ) -> np.ndarray:
+        """Results of all rows, float32 [R, ...], from those of batches.
+
+        Nothing waits for a GPU before the last batch is on its way. When memory runs out, fewer
+        tokens go at once from there on, and in the blocks that follow.
+
+        Raises:
+            UserError: NaN or infinity, or a row that does not fit by itself; both name rows.
+        """
+        budget = self.choices.read().get("tokens") or self._default_tokens
+        waiting = deque(batches_by_budget(lengths_R, budget))
+        done: list[np.ndarray] = []
+        found: list[torch.Tensor] = []
+        while waiting:
+            values = self._try(lambda chosen: forward(assemble(chosen)), waiting[0])
+            if values is not None:
+                found.append(values)
+                done.append(waiting.popleft())
+                continue
+            budget = self._fewer(budget, lengths_R, rows_R, waiting[0], what)
+            rest = np.concatenate(waiting)
+            waiting = deque(rest[b] for b in batches_by_budget(lengths_R[rest], budget))
+        if not found:
+            return np.empty(0, np.float32)
+        values_R = torch.cat(found).float().cpu().numpy()
+        result = np.empty_like(values_R)
+        result[np.concatenate(done)] = values_R
+        _refuse_nan(result, rows_R, what)
+        return result
+
+    @property
+    def _default_tokens(self) -> int:
+        return GPU_TOKENS if self.place.type == "cuda" else CPU_TOKENS
+
+    def _try(
+        self, forward: Callable[[np.ndarray], torch.Tensor], chosen: np.ndarray
+    ) -> torch.Tensor | None:
+        """None where memory runs out; by then all that the pass held is free again."""
+        try:
+            with torch.inference_mode():
+                return forward(chosen)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.place.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _fewer(
+        self, budget: int, lengths_R: np.ndarray, rows_R: np.ndarray, chosen: np.ndarray, what: str
+    ) -> int:
+        """Half the budget, and half again until it parts the batch that did not fit."""
+        longest = int(lengths_R[chosen].max())
+        if len(chosen) == 1:
+            raise UserError(
+                f"Row {rows_R[chosen[0]]} of the {what} table ({longest} tokens) does not fit the"
+                f" memory of {self.place} by itself. Allow fewer tokens, or take a smaller model."
+            )
+        tokens = len(chosen) * longest
+        while budget >= tokens:
+            budget //= 2
+        log.warning(f"{tokens:,} tokens at once do not fit the memory: from here on {budget:,}.")
+        self.choices.note(tokens=budget)
+        return budget
+
+
+class Encoder:
+    """One side of a dual encoder, ready for many rows. The model is changed in place."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        side: Literal["query", "passage"],
+        precision: Precision = "float32",
+        choices: Choices | None = None,
+    ) -> None:
+        self.model, self.side = model, side
+        self.tower = model.query if side == "query" else model.passage
+        self.passes = Passes(precision, choices)
+        self.passes.prepare(model, self.tower)
+
+    def __call__(self, assembler: Assembler, store: TokenStore, rows: np.ndarray) -> np.ndarray:
+        """Embeddings of rows of a token store, float32 [R, D]."""
+        model = self.model
+        if self.side == "query":
+            lay_out, measure = assembler.queries, assembler.query_lengths
+            how = model.query_length, model.query_prompt
+        else:
+            lay_out, measure = assembler.passages, assembler.passage_lengths
+            how = model.passage_length, model.passage_prompt
+        return self.passes.over(
+            lambda chosen: lay_out(store, rows[chosen], *how),
+            self.embed,
+            measure(store, rows, *how),
+            rows,
+            self.side,
+        )
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """e_BD, float32, of a padded batch on the CPU."""
+        if not packed.supports(self.tower):
+            model = self.model
+            embed = model.embed_queries if self.side == "query" else model.embed_passages
+            return self.passes.padded(embed, batch)
+        rows = packed.pack(self.tower, batch).to(self.passes.place)
+        return self.model.scaled(packed.pooled(self.tower, rows, self.model.pooling))
+
+
+class Scorer:
+    """A cross-encoder, ready for many pairs. The model is changed in place."""
+
+    def __init__(
+        self, model: CrossEncoder, precision: Precision = "float32", choices: Choices | None = None
+    ) -> None:
+        self.model = model
+        self.encoder = model.model.base_model
+        self.passes = Passes(precision, choices)
+        self.passes.prepare(model, self.encoder)
+
+    def __call__(
+        self,
+        assembler: Assembler,
+        queries: TokenStore,
+        query_rows: np.ndarray,
+        passages: TokenStore,
+        passage_rows: np.ndarray,
+    ) -> np.ndarray:
+        """Probabilities that passages answer queries, float32 [R]."""
+        limit = self.model.length
+        return self.passes.over(
+            lambda chosen: assembler.pairs(
+                queries, query_rows[chosen], passages, passage_rows[chosen], limit
+            ),
+            self.ce_scores,
+            assembler.pair_lengths(queries, query_rows, passages, passage_rows, limit),
+            query_rows,
+            "query",
+        )
+
+    def ce_scores(self, batch: Batch) -> torch.Tensor:
+        """Float32 [B], of a padded batch on the CPU."""
+        if not self.model.reads_first_token_only:
+            return self.passes.padded(self.model.ce_scores, batch)
+        rows = packed.pack(self.encoder, batch).to(self.passes.place)
+        first_BD = packed.encode(self.encoder, rows, first_only=True)
+        return torch.sigmoid(self.model.classify(first_BD[:, None].float()).squeeze(-1))
 
 
 def encode_queries(
     model: DualEncoder, assembler: Assembler, store: TokenStore, rows: np.ndarray
 ) -> np.ndarray:
     """Query embeddings, float32 [R, D]."""
-    limit, prompt = model.query_length, model.query_prompt
-    return _in_batches(
-        lambda chosen: assembler.queries(store, rows[chosen], limit, prompt),
-        model.embed_queries,
-        assembler.query_lengths(store, rows, limit, prompt),
-        rows,
-        "query",
-    )
+    return Encoder(model, "query")(assembler, store, rows)
 
 
 def encode_passages(
     model: DualEncoder, assembler: Assembler, store: TokenStore, rows: np.ndarray
 ) -> np.ndarray:
     """Passage embeddings, float32 [R, D]."""
-    limit, prompt = model.passage_length, model.passage_prompt
-    return _in_batches(
-        lambda chosen: assembler.passages(store, rows[chosen], limit, prompt),
-        model.embed_passages,
-        assembler.passage_lengths(store, rows, limit, prompt),
-        rows,
-        "passage",
-    )
+    return Encoder(model, "passage")(assembler, store, rows)
 
 
 def score_pairs(
@@ -63,37 +300,7 @@ def score_pairs(
     passage_rows: np.ndarray,
 ) -> np.ndarray:
     """Probabilities that passages answer queries, float32 [R]."""
-    limit = model.length
-    return _in_batches(
-        lambda chosen: assembler.pairs(
-            queries, query_rows[chosen], passages, passage_rows[chosen], limit
-        ),
-        model.ce_scores,
-        assembler.pair_lengths(queries, query_rows, passages, passage_rows, limit),
-        query_rows,
-        "query",
-    )
-
-
-def _in_batches(
-    assemble: Callable[[np.ndarray], Batch],
-    forward: Callable[[Batch], Any],
-    lengths: np.ndarray,
-    rows: np.ndarray,
-    what: str,
-) -> np.ndarray:
-    place = device()
-    budget = GPU_TOKENS if place.type == "cuda" else CPU_TOKENS
-    result = np.empty(0, np.float32)
-    for chosen in batches_by_budget(lengths, budget):
-        batch = {name: tensor.to(place) for name, tensor in assemble(chosen).items()}
-        with torch.inference_mode():
-            values = forward(batch).float().cpu().numpy()
-        if not len(result):
-            result = np.empty((len(rows), *values.shape[1:]), np.float32)
-        result[chosen] = values
-    _refuse_nan(result, rows, what)
-    return result
+    return Scorer(model)(assembler, queries, query_rows, passages, passage_rows)
 
 
 def _refuse_nan(values: np.ndarray, rows: np.ndarray, what: str) -> None:

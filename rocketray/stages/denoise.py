@@ -16,6 +16,7 @@ class Denoise:
     """
 
     code = 1
+    light = True
 
     def __init__(
         self, *, scored: str, positives: str, negative_below: float, positive_above: float
@@ -59,6 +60,7 @@ class TrustAll:
     """
 
     code = 1
+    light = True
 
     def __init__(self, *, run: str, positives: str, depth: int) -> None:
         self.run = Version.open(run)

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from rocketray.artifacts import Made, Version
+from rocketray.errors import UserError
 from rocketray.model.dual_encoder import DualEncoder
-from rocketray.model.inference import device, encode_passages
+from rocketray.model.inference import Choices, Encoder, Precision
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 
 
 class Encode:
-    """Part `embeddings`: float32 [rows, D], in row order whatever the batches were."""
+    """Part `embeddings`: [rows, D] in row order whatever the batches were, float32 or float16."""
 
-    code = 1
+    code = 2
 
-    def __init__(self, *, model: str, tokens: str) -> None:
-        self.model = DualEncoder.open(f"{model}/model").to(device()).eval()
-        self.assembler = Assembler(Tokenizer(self.model.tokenizer_folder))
+    def __init__(
+        self, *, model: str, tokens: str, precision: Precision = "auto",
+        storage: Literal["float32", "float16"] = "float32", choices: str | None = None,
+    ) -> None:  # fmt: skip
+        dual = DualEncoder.open(f"{model}/model")
+        self.encode = Encoder(dual, "passage", precision, Choices(choices))
+        self.assembler = Assembler(Tokenizer(dual.tokenizer_folder))
         self.tokens = TokenStore(tokens)
         self.blocks = Version.open(tokens).blocks
+        self.storage = storage
 
     def __call__(self, item: int) -> Made:
         block = self.blocks[item]
         rows = np.arange(block.first_row, block.first_row + block.rows)
-        embeddings = encode_passages(self.model, self.assembler, self.tokens, rows)
-        return Made({"embeddings": embeddings}, len(rows))
+        embeddings = self.encode(self.assembler, self.tokens, rows)
+        return Made({"embeddings": stored(embeddings, self.storage, rows)}, len(rows))
+
+
+def stored(embeddings: np.ndarray, storage: str, rows: np.ndarray) -> np.ndarray:
+    """Embeddings in the type they are kept in.
+
+    Raises:
+        UserError: a number too large for it, which would rank as infinity; names rows.
+    """
+    if storage == "float32":
+        return embeddings
+    with np.errstate(over="ignore"):
+        halves: np.ndarray = embeddings.astype(np.float16)
+    lost = ~np.isfinite(halves).all(axis=1)
+    if lost.any():
+        raise UserError(
+            f"encode.storage float16 holds numbers up to 65,504, and rows {rows[lost][:5].tolist()}"
+            " of the passage table have larger ones. Set encode.storage=float32."
+        )
+    return halves

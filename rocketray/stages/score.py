@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rocketray.artifacts import Made, Version, read_table
 from rocketray.model.cross_encoder import CrossEncoder
-from rocketray.model.inference import device, score_pairs
+from rocketray.model.inference import Choices, Precision, Scorer
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
-from rocketray.schema import PAIRS, SCORED
+from rocketray.schema import PAIRS, SCORED, sample
+
+Counts = dict[str, int]
+
+SAMPLE = 256
+"""Pairs of a block that are scored in float32 too, to count how often the verdicts agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recheck:
+    """Which pairs scored in less than float32 are scored in float32 again."""
+
+    within: float
+    """Those whose ce_score lies so near to a threshold."""
+    thresholds: Sequence[float]
+    seed: int
+
+    def near(self, ce_scores: np.ndarray) -> np.ndarray:
+        """bool: what a rounding error could carry over a threshold."""
+        distances = [np.abs(ce_scores - threshold) for threshold in self.thresholds]
+        nearest: np.ndarray = np.min(distances, axis=0)
+        return nearest <= self.within
+
+    def sides(self, ce_scores: np.ndarray) -> np.ndarray:
+        """How many thresholds each score has passed: two of equal sides get equal verdicts."""
+        passed: np.ndarray = np.sum([ce_scores > t for t in self.thresholds], axis=0)
+        return passed
 
 
 class Score:
@@ -22,14 +50,21 @@ class Score:
     `pairs` holds the new ones, for those who come later.
     """
 
-    code = 1
+    code = 2
 
     def __init__(
         self, *, cross: str, run: str, query_tokens: str, passage_tokens: str, depth: int,
-        known: Sequence[str] = (),
+        precision: Precision = "auto", recheck: Mapping[str, Any] | None = None,
+        known: Sequence[str] = (), choices: str | None = None,
     ) -> None:  # fmt: skip
-        self.model = CrossEncoder.open(f"{cross}/model").to(device()).eval()
-        self.assembler = Assembler(Tokenizer(self.model.tokenizer_folder))
+        model = CrossEncoder.open(f"{cross}/model")
+        self.score = Scorer(model, precision, Choices(choices))
+        self.recheck: Recheck | None = None
+        if recheck and self.score.passes.precision != "float32":
+            self.recheck = Recheck(**recheck)
+            # The first model has been changed to its precision, so float32 needs its own.
+            self.exact = Scorer(CrossEncoder.open(f"{cross}/model"))
+        self.assembler = Assembler(Tokenizer(model.tokenizer_folder))
         self.run = Version.open(run)
         self.queries, self.passages = TokenStore(query_tokens), TokenStore(passage_tokens)
         self.query_hashes = hashes(query_tokens)
@@ -46,18 +81,34 @@ class Score:
         query_hashes, passage_hashes = self.query_hashes[queries], self.passage_hashes[passages]
         ce_scores = self.known.find(query_hashes, passage_hashes)
         new = np.flatnonzero(np.isnan(ce_scores))
+        facts = {"pairs": len(passages), "known": len(passages) - len(new)}
         if len(new):
-            ce_scores[new] = score_pairs(
-                self.model, self.assembler,
-                self.queries, queries[new], self.passages, passages[new],
-            )  # fmt: skip
+            ce_scores[new], counts = self._scores(queries[new], passages[new])
+            facts |= counts
         table = _scored(run, sizes, passages, ce_scores)
         pairs = pa.Table.from_arrays(
             [pa.array(query_hashes[new]), pa.array(passage_hashes[new]), pa.array(ce_scores[new])],
             schema=PAIRS,
         )
-        facts = {"pairs": len(passages), "known": len(passages) - len(new)}
         return Made({"table": table, "pairs": pairs}, len(run), facts)
+
+    def _scores(self, queries: np.ndarray, passages: np.ndarray) -> tuple[np.ndarray, Counts]:
+        """ce_scores of new pairs, and what was counted on the way."""
+        ce_scores = self._ask(self.score, queries, passages)
+        if self.recheck is None:
+            return ce_scores, {}
+        near = np.flatnonzero(self.recheck.near(ce_scores))
+        if len(near):
+            ce_scores[near] = self._ask(self.exact, queries[near], passages[near])
+        drawn = sample(np.arange(len(queries)), SAMPLE, self.recheck.seed)
+        exact = self._ask(self.exact, queries[drawn], passages[drawn])
+        agreed = self.recheck.sides(ce_scores[drawn]) == self.recheck.sides(exact)
+        return ce_scores, {
+            "rechecked": len(near), "compared": len(drawn), "agreed": int(agreed.sum()),
+        }  # fmt: skip
+
+    def _ask(self, scorer: Scorer, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        return scorer(self.assembler, self.queries, queries, self.passages, passages)
 
 
 class PairScores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ RUN = run((0, [3, 1, 7]), (2, []), (4, [9, 0]))
 GOLDEN = 0x9E3779B97F4A7C15
 
 
-def scored(small: Small, folder: Path, known: list[str] | None = None, depth: int = 2) -> Made:
+def scored(
+    small: Small, folder: Path, known: list[str] | None = None, depth: int = 2, **settings: Any
+) -> Made:
     stage = Score(
         cross=str(small.cross),
         run=version(folder / "run", RUN),
@@ -29,8 +32,13 @@ def scored(small: Small, folder: Path, known: list[str] | None = None, depth: in
         passage_tokens=small.passage_tokens,
         depth=depth,
         known=known or [],
+        **settings,
     )
     return stage(0)
+
+
+def flat(made: Made) -> list[float]:
+    return [ce for row in made.parts["table"]["ce_scores"].to_pylist() for ce in row]
 
 
 def kept(made: Made, path: Path) -> str:
@@ -43,11 +51,9 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pairs: list[tuple[int, int]] = []
-        monkeypatch.setattr(score, "score_pairs", self)
+        monkeypatch.setattr(score.Scorer, "__call__", self)
 
-    def __call__(
-        self, model: Any, assembler: Any, queries: Any, q: Any, passages: Any, p: Any
-    ) -> Any:
+    def __call__(self, assembler: Any, queries: Any, q: Any, passages: Any, p: Any) -> Any:
         self.pairs += zip(q.tolist(), p.tolist(), strict=True)
         return (q * 100 + p).astype(np.float32) / 1000
 
@@ -59,7 +65,7 @@ def test_the_first_of_each_list_are_scored(small: Small, tmp_path: Path) -> None
     assert found["query"].to_pylist() == [0, 2, 4]
     assert found["passages"].to_pylist() == [[3, 1], [], [9, 0]]
     assert found["scores"].to_pylist() == [[0, -1], [], [0, -1]]
-    ce_scores = [ce for row in found["ce_scores"].to_pylist() for ce in row]
+    ce_scores = flat(made)
     assert len(ce_scores) == 4
     assert all(0 < ce < 1 for ce in ce_scores)
     assert made.facts == {"pairs": 4, "known": 0}
@@ -104,6 +110,59 @@ def test_a_pair_is_known_by_its_texts(
     passages = hashes(small.passage_tokens)
     found = store.find(queries[[0, 0, 0]], passages[[3, 8, 11]])
     assert found == pytest.approx([0.003] * 3)
+
+
+# ------------------------------------------------------------------------------- less precision
+
+
+def test_what_lies_near_a_threshold_is_scored_again_in_float32(
+    small: Small, tmp_path: Path
+) -> None:
+    exact = flat(scored(small, tmp_path, depth=3))
+    rough = flat(scored(small, tmp_path, depth=3, precision="bfloat16"))
+    assert all(a != b for a, b in zip(rough, exact, strict=True))
+    # Two thresholds about the first score, so that it and what is as near to one is asked again.
+    thresholds = [rough[0] - 0.0015, rough[0] + 0.0015]
+    again = scored(
+        small, tmp_path, depth=3, precision="bfloat16",
+        recheck={"within": 0.002, "thresholds": thresholds, "seed": 0},
+    )  # fmt: skip
+    near = [min(abs(ce - t) for t in thresholds) <= 0.002 for ce in rough]
+    assert near[0]
+    assert not all(near)
+    expected = [e if n else r for e, r, n in zip(exact, rough, near, strict=True)]
+    assert flat(again) == pytest.approx(expected, abs=1e-7)
+    assert again.facts["rechecked"] == sum(near)
+    assert again.facts["compared"] == len(rough)
+
+
+def test_verdicts_that_float32_would_change_are_counted(small: Small, tmp_path: Path) -> None:
+    exact = flat(scored(small, tmp_path, depth=3))
+    rough = flat(scored(small, tmp_path, depth=3, precision="bfloat16"))
+    between = (exact[0] + rough[0]) / 2
+    made = scored(
+        small, tmp_path, depth=3, precision="bfloat16",
+        recheck={"within": 1e-12, "thresholds": [between, 0.999], "seed": 0},
+    )  # fmt: skip
+    changed = sum((e > between) != (r > between) for e, r in zip(exact, rough, strict=True))
+    assert changed >= 1
+    assert made.facts["agreed"] == len(exact) - changed
+    assert made.facts["rechecked"] == 0
+
+
+def test_float32_needs_no_second_opinion(small: Small, tmp_path: Path) -> None:
+    recheck = {"within": 0.5, "thresholds": [0.1, 0.9], "seed": 0}
+    made = scored(small, tmp_path, precision="float32", recheck=recheck)
+    assert made.facts == {"pairs": 4, "known": 0}
+
+
+def test_it_is_written_down_which_precision_auto_was(small: Small, tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    scored(small, tmp_path, choices=str(path))
+    assert json.loads(path.read_text())["precision"] in ("float32", "bfloat16", "float16")
+    path.write_text('{"precision": "bfloat16"}')
+    resumed = flat(scored(small, tmp_path, choices=str(path)))
+    assert resumed == flat(scored(small, tmp_path, precision="bfloat16"))
 
 
 # ------------------------------------------------------------------------------------ the store

@@ -1,0 +1,68 @@
+"""8-bit layers: what can be said exactly, exactly; the rest to within their rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from rocketray.model import int8
+from rocketray.model.int8 import Linear8, quantise, rounded
+
+
+def linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:
+    layer = nn.Linear(len(weight[0]), len(weight))
+    layer.weight.data = torch.tensor(weight)
+    layer.bias.data = torch.tensor(bias)
+    return layer
+
+
+def test_numbers_on_the_grid_are_exact() -> None:
+    layer = linear([[127.0, -1.0], [0.0, 63.5]], [0.5, 0.0])
+    x = torch.tensor([[127.0, 2.0], [0.0, 0.0], [-1.27, 0.01]])
+    with torch.inference_mode():
+        torch.testing.assert_close(Linear8(layer)(x), layer(x))
+
+
+def test_each_row_has_its_own_scale() -> None:
+    values, scales = rounded(torch.tensor([[1.0, -0.5], [1000.0, 4.0], [0.0, 0.0]]))
+    assert values.tolist() == [[127, -64], [127, 1], [0, 0]]
+    torch.testing.assert_close(scales[:, 0], torch.tensor([1 / 127, 1000 / 127, 1e-12 / 127]))
+
+
+def test_the_error_is_that_of_the_rounding() -> None:
+    """Each factor is off by at most half a step, so a product of I terms by at most so much."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 32), torch.randn(10, 5, 64)
+    with torch.inference_mode():
+        error = (Linear8(layer)(x) - layer(x)).abs()
+    w_step = layer.weight.abs().amax(1) / int8.LARGEST / 2
+    x_step = x.abs().amax(2, keepdim=True) / int8.LARGEST / 2
+    bound = x.abs().sum(2, keepdim=True) * w_step + x_step * layer.weight.abs().sum(1)
+    assert (error <= bound + 64 * x_step * w_step).all()
+    assert error.max() > 0
+
+
+def test_both_products_of_the_same_integers_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-127, 128, (40, 1024), generator=generator).float()
+    w = torch.randint(-127, 128, (1024, 24), generator=generator).float()
+    assert torch.equal(int8.product(x, w.char()), int8.product(x, w))
+
+
+def test_a_whole_encoder_stays_near() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=128,
+    )  # fmt: skip
+    model = BertModel(config).eval()
+    ids = torch.randint(0, 50, (8, 12))
+    with torch.inference_mode():
+        exact = model(ids).last_hidden_state
+        quantise(model)
+        near = model(ids).last_hidden_state
+    assert sum(isinstance(module, Linear8) for module in model.modules()) == 3 * 6
+    assert isinstance(model.pooler.dense, nn.Linear)
+    assert torch.cosine_similarity(near, exact, dim=-1).min() > 0.999
+    assert not torch.equal(near, exact)
