@@ -52,7 +52,7 @@ from rocketray.tables import Tables
 from rocketray.workflow import Spec, Workflow
 
 ACTORS = 2
-PASSAGES_A_BLOCK, QUERIES_A_BLOCK, DEPTH = 512, 16, 32
+PASSAGES_A_BLOCK, QUERIES_A_BLOCK, DEPTH = 128, 8, 32
 """Blocks of some seconds on a CPU core."""
 TEXTS = 20_000
 """Different ones, where there are so many; what is asked for beyond repeats them."""

@@ -208,6 +208,10 @@ def _on_ray(
     room.wait(cluster, say)
     most = cluster.bulk.actors or (len(work) if room.grows() else max(1, room.now()))
     most = min(most, len(work))
+    # Where machines come when asked for, ask for all at once: Ray Data alone would double its pool
+    # each time a few blocks are done.
+    asks = cluster.bulk.actors and room.grows()
+    first = most if asks else max(1, min(most, room.now()))
     items = [{"job": job, "block": block} for job, block in work]
     with _quiet_ray_data(), _impatient(jobs, room, say):
         receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -215,9 +219,7 @@ def _on_ray(
             fn_constructor_kwargs={"jobs": list(jobs)},
             batch_size=1,
             # From one to the most: the pool follows the machines that come and go.
-            compute=ActorPoolStrategy(
-                min_size=1, max_size=most, initial_size=max(1, min(most, room.now()))
-            ),
+            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
             num_cpus=1,
             num_gpus=1 if use_gpu else 0,
         )

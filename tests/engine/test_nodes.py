@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # Ray's own.
     pytest.mark.timeout(300),
 ]
-BLOCKS = 60
+BLOCKS = 200
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def told(nodes: Any, actors: int) -> Cluster:
 
 
 def slow(folder: Path) -> Job:
-    items = [[number] for number in range(BLOCKS)]
+    items = [[100 + number] for number in range(BLOCKS)]
     return Job(Draft(folder / "slow", "slow", {}), Slow, {}, items, [str(item) for item in items])
 
 
@@ -79,7 +79,7 @@ def test_a_node_comes_and_one_goes(nodes: Any, tmp_path: Path) -> None:
     assert not thread.is_alive()
     assert not errors
     found = job.draft.finish({}, blocks=BLOCKS).read()["n"].to_pylist()
-    assert found == [2 * number for number in range(BLOCKS)]
+    assert found == [200 + 2 * number for number in range(BLOCKS)]
 
 
 def test_without_a_machine_for_work_the_run_stops(
