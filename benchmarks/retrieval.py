@@ -166,14 +166,16 @@ def elsewhere(
 
 
 def answer(pipe: Connection, search: Search) -> None:
-    """Search when asked to; say which rows the last search found, or what this process has held."""
+    """Search when asked to; say what was found last, or the most memory ever held."""
     pipe.send("ready")
-    found = None
+    rows: np.ndarray | None = None
     while True:
         what = pipe.recv()
         if what == "search":
-            found = search()
-        pipe.send({"search": None, "rows": found and found[1], "peak": peak("cpu")}[what])
+            rows = search()[1]
+            pipe.send("done")
+        else:
+            pipe.send(rows if what == "rows" else peak("cpu"))
 
 
 def serve_faiss(pipe: Connection, told: argparse.Namespace) -> None:
@@ -192,9 +194,7 @@ def serve_ours(pipe: Connection, told: argparse.Namespace, file: Path, mapped: b
     passages = np.load(file, mmap_mode="r")
     if not mapped:
         passages = np.array(passages, np.float32)
-    search = ours(vectors(told.queries, told.size, seed=2), passages, told.k)
-    peak("cpu")
-    answer(pipe, search)
+    answer(pipe, ours(vectors(told.queries, told.size, seed=2), passages, told.k))
 
 
 # ------------------------------------------------------------------------------------- the parts

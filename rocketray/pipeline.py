@@ -449,7 +449,7 @@ def measure_recall(
         )
     )
     for (name, purpose), recall in zip(measured.items(), recalls, strict=True):
-        share = recall.facts["found"] / recall.facts["wanted"]
+        share = recall.facts["found"] / max(1, recall.facts["wanted"])
         flow.display.say(
             f"  {name + '_index':<26} finds {share:.1%} of the {depths[purpose]:,} nearest passages"
             f" ({recall.rows} questions of {name}_{purpose})"

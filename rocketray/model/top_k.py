@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,8 +52,6 @@ FOLD = 32
 """Of so many scores the largest is compared first."""
 SPARE = 64
 """Places of a list beyond twice k."""
-DENSE = 32
-"""Gathering the vectors of one pair costs as much as so many products of a matrix."""
 LARGEST = 6e4
 """What float16 holds."""
 
@@ -180,7 +179,7 @@ class _Lists:
         self, q_QD: torch.Tensor, stored: Sequence[tuple[int, Block]], k: int, tiling: Tiling
     ) -> None:
         self.q_QD = q_QD
-        self.lengths_Q = torch.linalg.vector_norm(q_QD, dim=1)
+        self.lengths_Q: torch.Tensor = torch.linalg.vector_norm(q_QD, dim=1)
         self.greatest = _longest(q_QD)
         self.stored = stored
         self.k = k
@@ -215,8 +214,8 @@ class _Lists:
         info, size = torch.finfo(self.tiling.dtype), self.q_QD.shape[1]
         relative = 3 * info.eps + size * 2.0**-23
         smallest = info.tiny * info.eps * math.sqrt(size)  # What is rounded below normal numbers.
-        error_Q: torch.Tensor = relative * self.longest * self.lengths_Q
-        doubt_Q: torch.Tensor = 2 * (error_Q + smallest * (self.lengths_Q + self.longest + 1))
+        error_Q = self.lengths_Q * (relative * self.longest + smallest)
+        doubt_Q: torch.Tensor = 2 * (error_Q + smallest * (self.longest + 1))
         return doubt_Q
 
     def _keep(self, scores_QW: torch.Tensor, first_row: int) -> None:
@@ -321,7 +320,7 @@ def _exact(
     row_S: torch.Tensor, pairs: int,
 ) -> torch.Tensor:  # fmt: skip
     """Scores of pairs, from the stored vectors, which are read in ascending order."""
-    order_S = row_S.argsort()
+    order_S = row_S.argsort(stable=True)  # So that the queries of a row stay in ascending order.
     first_rows = torch.tensor([first_row for first_row, _ in stored], device=row_S.device)
     block_S = torch.searchsorted(first_rows, row_S[order_S], right=True) - 1
     sizes = torch.bincount(block_S, minlength=len(stored)).tolist()
@@ -330,30 +329,46 @@ def _exact(
     scores_S, q_QD = q_QD.new_empty(len(row_S)), q_QD.double()
     for (first_row, block), mine in zip(stored, order_S.split(sizes), strict=True):
         for some in mine.split(pairs) if len(mine) else ():
-            rows_U, which_S = torch.unique_consecutive(row_S[some], return_inverse=True)
+            rows_U, counts_U = torch.unique_consecutive(row_S[some], return_counts=True)
             p_UD = _read(block, rows_U - first_row).to(q_QD.device)
             pairs_error = error * _longest(p_UD)
-            scores_S[some] = _nearest(q_QD, p_UD.double(), query_S[some], which_S, pairs_error)
+            scores_S[some] = _rounded(q_QD, p_UD.double(), query_S[some], counts_U, pairs_error)
     return scores_S
 
 
-def _nearest(
-    q_QD: torch.Tensor, p_UD: torch.Tensor, query_S: torch.Tensor, which_S: torch.Tensor,
+def _rounded(
+    q_QD: torch.Tensor, p_UD: torch.Tensor, query_S: torch.Tensor, counts_U: torch.Tensor,
     error: float,
 ) -> torch.Tensor:  # fmt: skip
     """The float32 nearest to the exact product of each pair, by way of float64.
 
     There products of two float32 are exact, and sums nearly. Where the error leaves two float32
     to choose from, which is rare, the sum is made again without one.
+
+    Args:
+        query_S: the queries of the first passage, then those of the next; each ascending.
+        counts_U: how many each passage has.
     """
-    if len(query_S) * DENSE > len(q_QD) * len(p_UD):
-        sums_S = (p_UD @ q_QD.T)[which_S, query_S]
-    else:
-        sums_S = torch.linalg.vecdot(q_QD[query_S], p_UD[which_S])
-    unsure_S = (sums_S - error).float() != (sums_S + error).float()
-    products_ND = q_QD[query_S[unsure_S]] * p_UD[which_S[unsure_S]]
-    sums_S[unsure_S] = sums_S.new_tensor([math.fsum(row) for row in products_ND.tolist()])
+    sums_S = _products(q_QD, p_UD, query_S, counts_U)
+    unsure_N = ((sums_S - error).float() != (sums_S + error).float()).nonzero().flatten()
+    which_S = torch.arange(len(p_UD), device=p_UD.device).repeat_interleave(counts_U)
+    products_ND = q_QD[query_S[unsure_N]] * p_UD[which_S[unsure_N]]
+    sums_S[unsure_N] = sums_S.new_tensor([math.fsum(row) for row in products_ND.tolist()])
     return sums_S.float()
+
+
+def _products(
+    q_QD: torch.Tensor, p_UD: torch.Tensor, query_S: torch.Tensor, counts_U: torch.Tensor
+) -> torch.Tensor:
+    """A product per pair: the places of a sparse matrix. Gathering both vectors of every pair first
+    takes five times as long."""
+    begin = torch.cat([counts_U.new_zeros(1), counts_U.cumsum(0)])
+    shape, empty_S = (len(p_UD), len(q_QD)), p_UD.new_zeros(len(query_S))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        pairs = torch.sparse_csr_tensor(begin, query_S, empty_S, shape, check_invariants=False)
+    sums: torch.Tensor = torch.sparse.sampled_addmm(pairs, p_UD, q_QD.T, beta=0.0).values()
+    return sums
 
 
 def _longest(v_ND: torch.Tensor) -> float:

@@ -85,22 +85,22 @@ class Retrieve:
         return in_order(scores_of(q_QD, self.blocks, found_Qk), found_Qk, self.k)
 
     def _open(self, item: Cell) -> None:
+        """Make the cell's group the one that is searched."""
         if self.opened == item["group"]:
             return
-        blocks = self.embeddings.blocks[slice(*item["group"])]
         self.embeddings.fetch("embeddings", blocks=range(*item["group"]))
-        self.blocks = []  # Before the next are read: a GPU may not hold two groups.
-        for block in blocks:
+        self.blocks = []  # Before the next is read: a GPU may not hold two groups.
+        for block in self.embeddings.blocks[slice(*item["group"])]:
             array = self.embeddings.array(block.number, "embeddings")
-            self.blocks.append((block.first_row, _on_device(array)))
+            self.blocks.append((block.first_row, array if self.indexes else _near(array)))
         if self.indexes:
             self.index = index.from_array(self.indexes.array(item["number"], "index"))
             index.set_probe(self.index, self.probe)
         self.opened = item["group"]
 
 
-def _on_device(array: np.ndarray) -> Block:
-    """A GPU holds a group; otherwise it is read by tiles, from the file."""
+def _near(array: np.ndarray) -> Block:
+    """A GPU holds its group; a CPU reads it from the file, a tile at a time."""
     return torch.from_numpy(np.array(array)).cuda() if device().type == "cuda" else array
 
 
