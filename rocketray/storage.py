@@ -234,7 +234,7 @@ def fetch(path: Path, sha256: str | None = None) -> bool:
 
 
 def fetch_all(wanted: Iterable[Path] | Mapping[Path, str]) -> list[Path]:
-    """Many files at once, with their sha256 where it is known; returns those that are there."""
+    """The same with many at once, and their sha256 where it is known; returns those there are."""
     paths = list(wanted)
     known = wanted if isinstance(wanted, Mapping) else {}
     found = together(lambda path: fetch(path, known.get(path)), paths)

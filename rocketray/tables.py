@@ -50,6 +50,8 @@ def locate(recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | N
         data = make_data(recipe, folder / "data")
     data = storage.locate(data)
     storage.sync(data, below=True)
+    if storage.mirrored(data) and not data.is_dir():
+        raise UserError(f"{storage.shown(data)}: nothing there.")
     if unlabelled:
         unlabelled = storage.locate(unlabelled)
         storage.fetch(unlabelled)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,11 +254,14 @@ def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[No
     stop = threading.Event()
     pause = storage.SECONDS if storage.mirrored(log) else 0.5
 
+    def look() -> None:
+        with suppress(UserError):  # A store that does not answer: training will say so.
+            if line := _last_line(log):
+                update(line)
+
     def follow() -> None:
         while not stop.wait(pause):
-            line = _last_line(log)
-            if line:
-                update(line)
+            look()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -267,8 +270,7 @@ def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[No
     finally:
         stop.set()
         thread.join()
-        if line := _last_line(log):
-            update(line)
+        look()
 
 
 def _last_line(log: Path) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class PairScores:
     """Pairs scored before, looked up by the hashes of their texts."""
 
     def __init__(self, files: Sequence[str]) -> None:
-        tables = [read_table(path) for path in fetch_all(map(Path, files))] or [PAIRS.empty_table()]
+        fetch_all(map(Path, files))
+        tables = [read_table(Path(file)) for file in files] or [PAIRS.empty_table()]
         pairs = pa.concat_tables(tables)
         keys = _mix(pairs["query_hash"].to_numpy(), pairs["passage_hash"].to_numpy())
         order = np.argsort(keys, kind="stable")

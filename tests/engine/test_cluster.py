@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,24 @@ from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
 CLAIM = "import sys; from rocketray.artifacts import RunFolder; RunFolder(sys.argv[1]).claim()"
+
+WAIT = "; import time; time.sleep(200)"
+
+
+def submit(client: Any, name: str, entrypoint: str) -> None:
+    """As soon as Ray takes it: its agent starts after everything else."""
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    end = time.monotonic() + 60
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint, submission_id=name, runtime_env={"env_vars": variables}
+            )
+            return
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def elsewhere(folder: Path) -> Writer:
@@ -41,12 +60,8 @@ def test_a_holder_whose_job_has_ended_is_superseded(
         address = ray.get_runtime_context().gcs_address
         monkeypatch.setenv("RAY_ADDRESS", address)
         client = JobSubmissionClient(address)
-        for name, wait in (("ended", ""), ("running", "; import time; time.sleep(200)")):
-            entrypoint = f"{sys.executable} -c '{CLAIM}{wait}' {tmp_path / name}"
-            variables = {"PYTHONPATH": os.pathsep.join(sys.path)}
-            client.submit_job(
-                entrypoint=entrypoint, submission_id=name, runtime_env={"env_vars": variables}
-            )
+        submit(client, "ended", f"{sys.executable} -c '{CLAIM}' {tmp_path / 'ended'}")
+        submit(client, "running", f"{sys.executable} -c '{CLAIM}{WAIT}' {tmp_path / 'running'}")
         end = time.monotonic() + 100
         while not client.get_job_status("ended").is_terminal() or not list(
             tmp_path.glob("running/writers/*.json")
