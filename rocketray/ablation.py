@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 from rich.table import Table
 
-from rocketray import artifacts, measures, pipeline, report, results, schema, tables
+from rocketray import artifacts, measures, pipeline, report, results, schema, storage, tables
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.comparison import Measured, compared
@@ -159,6 +159,8 @@ def ablate(
 
 def _check_folder(out: Path) -> None:
     ours = re.compile(r"seed-\d+|data|ablation\..*|times\.json|\..*")
+    if storage.mirrored(storage.locate(out)):
+        raise UserError(f"{out}: an ablation's folder must be on a file system, not a url.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out needs a folder.")
     inside = sorted(path.name for path in out.iterdir()) if out.exists() else []

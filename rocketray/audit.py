@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from rocketray import artifacts, calibration, report, schema
+from rocketray import artifacts, calibration, report, schema, storage
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.calibration import Pairs, keys
@@ -71,8 +71,8 @@ def audit(folder: RunFolder) -> Row:
 
 def stored_pairs(folder: RunFolder) -> int:
     """Pairs that some cross-encoder has scored for this run."""
-    files = (folder.path / "pairs").glob("*/*.parquet")
-    return sum(pq.read_metadata(path).num_rows for path in files)
+    files = [path for path in storage.files(folder.path / "pairs") if path.suffix == ".parquet"]
+    return sum(pq.read_metadata(path).num_rows for path in storage.fetch_all(files))
 
 
 # ------------------------------------------------------------------------------- the run's folder

@@ -50,14 +50,19 @@ def locate(recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | N
                 " corpus.jsonl, queries.jsonl, qrels/train.tsv; or MS MARCO TSV files)."
             )
         data = make_data(recipe, folder / "data")
+    if unlabelled:
+        unlabelled = storage.locate(unlabelled)
+        storage.fetch(unlabelled)
+    return open_dataset(fetched(data), unlabelled)
+
+
+def fetched(data: Path) -> Path:
+    """A data set on this machine, whole, where it is on object storage."""
     data = storage.locate(data)
     storage.sync(data, below=True)
     if storage.mirrored(data) and not data.is_dir():
         raise UserError(f"{storage.shown(data)}: nothing there.")
-    if unlabelled:
-        unlabelled = storage.locate(unlabelled)
-        storage.fetch(unlabelled)
-    return open_dataset(data, unlabelled)
+    return data
 
 
 def make_data(recipe: Recipe, folder: Path) -> Path:

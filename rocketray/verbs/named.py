@@ -25,7 +25,15 @@ from rocketray.model.weights import read_settings
 from rocketray.pipeline import Reading, Ready, Tokens
 from rocketray.recipe import Recipe
 from rocketray.stages.ingest import Ids, shown
-from rocketray.tables import SPLITS, Tables, as_version, ids_of, read_questions, read_tables
+from rocketray.tables import (
+    SPLITS,
+    Tables,
+    as_version,
+    fetched,
+    ids_of,
+    read_questions,
+    read_tables,
+)
 from rocketray.verbs.lineage import Lineage
 from rocketray.workflow import Spec, Workflow
 
@@ -49,7 +57,7 @@ def slug(name: str) -> str:
 def tables(flow: Workflow, data: Path | None) -> Tables:
     """The tables of a data set, or those that the folder has."""
     if data is not None:
-        dataset = open_dataset(data, train_required=False)
+        dataset = open_dataset(fetched(data), train_required=False)
         for warning in dataset.warnings:
             flow.display.say(f"  note: {warning}")
         return read_tables(flow, dataset)
@@ -71,7 +79,7 @@ def check_data(out: Path, data: Path | None) -> None:
         UserError: no data set is named and the folder has none, or what is named is none.
     """
     if data is not None:
-        open_dataset(data, train_required=False)
+        open_dataset(fetched(data), train_required=False)
     elif "passages" not in RunFolder(out).current():
         raise UserError(
             f"{out} holds no passages yet: add --data FOLDER (BEIR or MS MARCO layout) or --data"

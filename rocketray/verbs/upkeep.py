@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -152,8 +151,8 @@ def clean(path: Path, *, keep: int = 0, dry_run: bool = False, take_over: bool =
         for stored in chosen.removed:
             folder.check_writer()
             version = folder.stages / stored.folder
-            (version / "manifest.json").unlink()  # First: a version half removed is none.
-            shutil.rmtree(version)
+            storage.remove(version / "manifest.json")  # First: a version half removed is none.
+            storage.remove(version)
     return chosen
 
 
