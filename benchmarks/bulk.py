@@ -520,8 +520,8 @@ def mine(told: argparse.Namespace, out: RunFolder, negative_below: float) -> Min
     flow = Workflow(recipe, out, Display(quiet=True))
     ready = pipeline.prepare(flow, open_dataset(told.source))
     run = pipeline.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["train"]})
-    positives = ready.tables.qrels["train"]
-    pipeline.denoise(flow, ready, run["initial"]["train"], ready.cross, positives)
+    positives, found = ready.tables.qrels["train"], run["initial"]["train"]
+    pipeline.denoise(flow, ready, found, ready.cross, positives, recipe.denoise)
     seconds = time.perf_counter() - start
     pairs = sum(len(read_table(path)) for path in out.path.glob("pairs/*/*.parquet"))
     return Mined(seconds, pairs)
@@ -560,7 +560,7 @@ def corpus_of(told: argparse.Namespace) -> list[str]:
 def retrieve(told: argparse.Namespace) -> list[Result]:
     import retrieval
 
-    found: list[Result] = retrieval.results(told)
+    found: list[Result] = retrieval.results(retrieval.arguments([]))
     return found
 
 
