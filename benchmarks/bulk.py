@@ -117,7 +117,7 @@ def prepare(told: argparse.Namespace, data: Path | None) -> None:
     for pooling in POOLINGS:
         DualEncoder.create(
             source, layers=told.layers, towers="one", pooling=pooling, similarity="cosine",
-            query_length=64, passage_length=told.passage_length,
+            query_length=min(64, told.passage_length), passage_length=told.passage_length,
         ).save(told.folder / pooling / "model")  # fmt: skip
     CrossEncoder.create(source, layers=told.layers, length=told.passage_length).save(
         told.folder / "cross" / "model"
@@ -501,8 +501,13 @@ class Mined:
 def mine(told: argparse.Namespace, out: RunFolder, negative_below: float) -> Mined:
     """As `rocketray run` does it, by two actors, with models as they are before training."""
     settings = {"weights": told.weights, "layers": told.layers}
-    dual = {"towers": "one", "pooling": "mean", "similarity": "cosine", "query_length": 64,
-            "passage_length": told.passage_length}  # fmt: skip
+    dual = {
+        "towers": "one",
+        "pooling": "mean",
+        "similarity": "cosine",
+        "query_length": min(64, told.passage_length),
+        "passage_length": told.passage_length,
+    }
     recipe = parse(
         {
             "model": {

@@ -75,18 +75,6 @@ def test_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_goodput(tmp_path: Path) -> None:
-    """Workers are killed, their blocks begun again, and no byte differs."""
-    short = ("--minutes", "0.2", "--kills", "2")
-    found = {line["name"]: line["value"] for line in measured(
-        "goodput.py", tmp_path / "g.json", *short
-    )}  # fmt: skip
-    assert found["encode, blocks begun again"] >= 1
-    assert found["score, blocks begun again"] >= 1
-    assert found["files byte-identical"] == 1
-
-
-@pytest.mark.slow
 def test_bulk_gpu(tmp_path: Path) -> None:
     """The command for a GPU, on the CPU: everything but the kernels."""
     small = ("--encoder", "tiny", "--cross", "tiny", "--rows", "24", "--sizes", "8",
