@@ -76,7 +76,7 @@ class Retrieve:
         """Make the cell's group the one that is searched."""
         if self.opened == item["group"]:
             return
-        self.blocks = []  # Before the next is read: a GPU may not hold two groups.
+        self.blocks, self.index = [], None  # Before the next: memory may not hold two groups.
         for block in self.embeddings.blocks[slice(*item["group"])]:
             array = self.embeddings.array(block.number, "embeddings")
             self.blocks.append((block.first_row, array if self.indexes else _near(array)))
