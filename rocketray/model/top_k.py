@@ -87,7 +87,7 @@ def top_k(
         candidates += tile.candidates
         for part in lists:
             part.add(tile)
-    found = [part.best(min(k, candidates)) for part in lists]
+    found = [part.finish(min(k, candidates)) for part in lists]
     scores_Qk, rows_Qk = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
     return scores_Qk, rows_Qk
 
@@ -200,7 +200,7 @@ class _Lists:
             scores_QT[:, ~tile.sound_T] = -torch.inf
         self._keep(scores_QT, tile.first_row)
 
-    def best(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def finish(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores and rows, best first."""
         self._settle()
         return self.scores_QC[:, :k], self.rows_QC[:, :k]

@@ -89,7 +89,7 @@ class Retrieve:
         if self.opened == item["group"]:
             return
         self.embeddings.fetch("embeddings", blocks=range(*item["group"]))
-        self.blocks = []  # Before the next is read: a GPU may not hold two groups.
+        self.blocks, self.index = [], None  # Before the next: memory may not hold two groups.
         for block in self.embeddings.blocks[slice(*item["group"])]:
             array = self.embeddings.array(block.number, "embeddings")
             self.blocks.append((block.first_row, array if self.indexes else _near(array)))
