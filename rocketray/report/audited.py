@@ -24,6 +24,8 @@ PSEUDO = (
 )  # fmt: skip
 REMOVAL = ("negative_below", "recall", "kept", "precision")
 """Columns of the tables in order; JSON keeps none."""
+CHANCE = 1.05
+"""Sum of recall and kept under which a threshold says nothing: a coin's is 1."""
 TRUTHS = {
     "train": "positives hidden from training",
     "dev": "positives of dev questions, hidden for this count only",
@@ -156,6 +158,8 @@ def removal(row: Row) -> str:
     chosen = row.get("by_dev", row["best"])
     if chosen is None:
         return words
+    if (chosen["recall"] or 0) + (chosen["kept"] or 0) < CHANCE:
+        return f"{words}; no threshold parts them from the others better than chance"
     how = "chosen by dev questions," if "by_dev" in row else "which parts them best,"
     return (
         f"{words}; negative_below={chosen['negative_below']:g}, {how} removes"

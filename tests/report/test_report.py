@@ -17,7 +17,7 @@ import pytest
 from rocketray import report
 from rocketray.artifacts import Draft, RunFolder, Version, commit_block, write_json
 from rocketray.errors import UserError
-from rocketray.report import curves, denoised
+from rocketray.report import audited, curves, denoised
 from rocketray.schema import PASSAGES, QRELS, QUERIES, VERDICTS, Verdict
 
 POSITIVE, HARD, FALSE, UNSURE = (
@@ -485,6 +485,14 @@ def test_an_audit_can_be_read_aloud_by_keyboard_and_without_scripts(audited_page
     test_the_page_needs_nothing_from_outside(audited_page)
     test_ids_are_unique_and_every_reference_has_its_target(audited_page)
     assert "&lt;i&gt;told&lt;/i&gt;" in audited_page
+
+
+def test_a_threshold_no_better_than_chance_is_not_recommended() -> None:
+    row = {"known": 3, "scored": 2, "best": {**CURVE[0], "recall": 1.0, "kept": 0.0}}
+    assert audited.removal(row) == (
+        "2 of 3 were retrieved and scored; no threshold parts them from the others better than"
+        " chance"
+    )
 
 
 def test_an_audit_of_other_verdicts_is_none(bare: RunFolder) -> None:
