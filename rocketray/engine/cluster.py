@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
@@ -75,17 +74,8 @@ def _prepare_environment() -> None:
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         # A token of this run alone: Ray would otherwise leave a readable one in the home folder.
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # faiss-cpu's OpenBLAS does not know recent processors and falls back to SSE, four times
-    # slower; naming the AVX-512 core is safe where the processor has it.
-    if "avx512f" in _cpu_flags():
-        settings["OPENBLAS_CORETYPE"] = "SkylakeX"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-
-
-def _cpu_flags() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
 
 
 def has_gpus() -> bool:
