@@ -198,26 +198,29 @@ class Encoder:
         choices: Choices | None = None,
     ) -> None:
         self.model, self.side = model, side
-        self.tower = model.query if side == "query" else model.passage
+        self.tower, self.how = (
+            (model.query, (model.query_length, model.query_prompt))
+            if side == "query"
+            else (model.passage, (model.passage_length, model.passage_prompt))
+        )
         self.passes = Passes(precision, choices)
         self.passes.prepare(model, self.tower)
 
     def __call__(self, assembler: Assembler, store: TokenStore, rows: np.ndarray) -> np.ndarray:
         """Embeddings of rows of a token store, float32 [R, D]."""
-        model = self.model
-        if self.side == "query":
-            lay_out, measure = assembler.queries, assembler.query_lengths
-            how = model.query_length, model.query_prompt
-        else:
-            lay_out, measure = assembler.passages, assembler.passage_lengths
-            how = model.passage_length, model.passage_prompt
+        lay_out = assembler.queries if self.side == "query" else assembler.passages
         return self.passes.over(
-            lambda chosen: lay_out(store, rows[chosen], *how),
+            lambda chosen: lay_out(store, rows[chosen], *self.how),
             self.embed,
-            measure(store, rows, *how),
+            self.lengths(assembler, store, rows),
             rows,
             self.side,
         )
+
+    def lengths(self, assembler: Assembler, store: TokenStore, rows: np.ndarray) -> np.ndarray:
+        """Tokens that the model reads of each row, special ones and prompt included, int64 [R]."""
+        measure = assembler.query_lengths if self.side == "query" else assembler.passage_lengths
+        return measure(store, rows, *self.how)
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """e_BD, float32, of a padded batch on the CPU."""
@@ -249,15 +252,24 @@ class Scorer:
         passage_rows: np.ndarray,
     ) -> np.ndarray:
         """Probabilities that passages answer queries, float32 [R]."""
-        limit = self.model.length
+        pairs = queries, query_rows, passages, passage_rows
         return self.passes.over(
             lambda chosen: assembler.pairs(
-                queries, query_rows[chosen], passages, passage_rows[chosen], limit
+                queries, query_rows[chosen], passages, passage_rows[chosen], self.model.length
             ),
             self.ce_scores,
-            assembler.pair_lengths(queries, query_rows, passages, passage_rows, limit),
+            self.lengths(assembler, *pairs),
             query_rows,
             "query",
+        )
+
+    def lengths(
+        self, assembler: Assembler, queries: TokenStore, query_rows: np.ndarray,
+        passages: TokenStore, passage_rows: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Tokens that the model reads of each pair, int64 [R]."""
+        return assembler.pair_lengths(
+            queries, query_rows, passages, passage_rows, self.model.length
         )
 
     def ce_scores(self, batch: Batch) -> torch.Tensor:

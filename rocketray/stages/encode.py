@@ -43,7 +43,8 @@ class Encode:
         if kept.any():
             found = self.encode(self.assembler, self.tokens, rows[kept])
             embeddings[kept] = stored(found, self.storage, rows[kept])
-        return Made({"embeddings": embeddings}, len(rows))
+        tokens = self.encode.lengths(self.assembler, self.tokens, rows[kept])
+        return Made({"embeddings": embeddings}, len(rows), {"tokens": int(tokens.sum())})
 
 
 def stored(embeddings: np.ndarray, storage: str, rows: np.ndarray) -> np.ndarray:

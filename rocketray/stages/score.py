@@ -93,6 +93,7 @@ class Score:
         if len(new):
             ce_scores[new], counts = self._scores(queries[new], passages[new])
             facts |= counts
+        facts["tokens"] = self._tokens(queries[new], passages[new])
         table = _scored(run, sizes, passages, ce_scores)
         pairs = pa.Table.from_arrays(
             [pa.array(query_hashes[new]), pa.array(passage_hashes[new]), pa.array(ce_scores[new])],
@@ -114,6 +115,10 @@ class Score:
         return ce_scores, {
             "rechecked": len(near), "compared": len(drawn), "agreed": int(agreed.sum()),
         }  # fmt: skip
+
+    def _tokens(self, queries: np.ndarray, passages: np.ndarray) -> int:
+        pairs = self.queries, queries, self.passages, passages
+        return int(self.score.lengths(self.assembler, *pairs).sum())
 
     def _ask(self, scorer: Scorer, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         return scorer(self.assembler, self.queries, queries, self.passages, passages)

@@ -37,6 +37,15 @@ def test_blocks_are_the_models_embeddings_in_row_order(small: Small) -> None:
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=1e-5)
 
 
+def test_tokens_are_counted_as_the_model_reads_them(small: Small) -> None:
+    stage = Encode(model=str(small.dual), tokens=small.passage_tokens)
+    batch = Assembler(Tokenizer(small.tokenizer)).passages(
+        TokenStore(small.passage_tokens), np.array([5, 6, 8, 9]), 16
+    )
+    made = stage(1, without=[7])
+    assert made.facts == {"tokens": int(batch["attention_mask"].sum())}
+
+
 def test_a_block_repeats_bit_by_bit(small: Small) -> None:
     np.testing.assert_array_equal(embeddings(small, 1), embeddings(small, 1))
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rocketray.artifacts import Made
+from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.schema import PAIRS, SCORED
 from rocketray.stages import score
 from rocketray.stages.score import PairScores, Score, hashes
@@ -41,6 +42,13 @@ def flat(made: Made) -> list[float]:
     return [ce for row in made.parts["table"]["ce_scores"].to_pylist() for ce in row]
 
 
+def tokens(small: Small, queries: list[int], passages: list[int]) -> int:
+    """What the cross-encoder reads, laid out and counted."""
+    stores = TokenStore(small.query_tokens), TokenStore(small.passage_tokens)
+    sides = (stores[0], np.array(queries), stores[1], np.array(passages))
+    return int(Assembler(Tokenizer(small.tokenizer)).pairs(*sides, 24)["attention_mask"].sum())
+
+
 def kept(made: Made, path: Path) -> str:
     pq.write_table(made.parts["pairs"], path)
     return str(path)
@@ -68,7 +76,8 @@ def test_the_first_of_each_list_are_scored(small: Small, tmp_path: Path) -> None
     ce_scores = flat(made)
     assert len(ce_scores) == 4
     assert all(0 < ce < 1 for ce in ce_scores)
-    assert made.facts == {"pairs": 4, "known": 0}
+    pairs = ([0, 0, 4, 4], [3, 1, 9, 0])
+    assert made.facts == {"pairs": 4, "known": 0, "tokens": tokens(small, *pairs)}
 
 
 def test_each_score_goes_to_its_own_pair(
@@ -90,7 +99,7 @@ def test_known_pairs_are_read_and_only_new_ones_asked(
     asked.pairs.clear()
     more = scored(small, tmp_path, [kept(first, tmp_path / "pairs.parquet")], depth=3)
     assert asked.pairs == [(0, 7)]
-    assert more.facts == {"pairs": 5, "known": 4}
+    assert more.facts == {"pairs": 5, "known": 4, "tokens": tokens(small, [0], [7])}
     assert len(more.parts["pairs"]) == 1
     files = [kept(first, tmp_path / "pairs.parquet"), kept(more, tmp_path / "more.parquet")]
     asked.pairs.clear()
@@ -153,7 +162,8 @@ def test_verdicts_that_float32_would_change_are_counted(small: Small, tmp_path: 
 def test_float32_needs_no_second_opinion(small: Small, tmp_path: Path) -> None:
     recheck = {"within": 0.5, "thresholds": [0.1, 0.9], "seed": 0}
     made = scored(small, tmp_path, precision="float32", recheck=recheck)
-    assert made.facts == {"pairs": 4, "known": 0}
+    pairs = ([0, 0, 4, 4], [3, 1, 9, 0])
+    assert made.facts == {"pairs": 4, "known": 0, "tokens": tokens(small, *pairs)}
 
 
 def test_it_is_written_down_which_precision_auto_was(small: Small, tmp_path: Path) -> None:
@@ -219,5 +229,6 @@ def test_a_query_that_is_left_out_has_empty_lists(small: Small, tmp_path: Path) 
     assert found["query"].to_pylist() == [0, 2, 4]
     for name in ("passages", "scores", "ce_scores"):
         assert [len(row) for row in found[name].to_pylist()] == [0, 0, 2]
-    assert made.facts == {"pairs": 2, "known": 0}
-    assert stage(0, [0, 4]).facts == {"pairs": 0, "known": 0}
+    expected = {"pairs": 2, "known": 0, "tokens": tokens(small, [4, 4], [9, 0])}
+    assert made.facts == expected
+    assert stage(0, [0, 4]).facts == {"pairs": 0, "known": 0, "tokens": 0}
