@@ -198,9 +198,15 @@ Readings = tuple[Reading, Reading]
 """Of queries, of passages."""
 
 
+def model_settings(model: Version) -> dict[str, Any]:
+    """What the folder of a dual encoder or a cross-encoder says of it."""
+    folder = artifacts.brought(model.path / "model")
+    return dict(artifacts.read_json(folder / "rocketray.json"))
+
+
 def readings(model: Version) -> Readings:
     """How a dual encoder or a cross-encoder reads, as its folder says."""
-    told = artifacts.read_json(model.path / "model" / "rocketray.json")
+    told = model_settings(model)
     folder = tokenizer_of(model)
     tokenizer = Tokenizer(folder)
 

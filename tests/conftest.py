@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rocketray import loop, storage
 from rocketray.progress import Display
 from tests import s3
-from tests.runs import ALONE
+from tests.runs import ALONE, finish
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # A machine that is busy breaks no test.
 
 SMALLER = (
     *ALONE,
@@ -29,6 +33,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run over 60 made-up passages. Read only: whoever writes copies it."""
     out = tmp_path_factory.mktemp("tiny") / "run"
     loop.run("tiny", out, overrides=SMALLER, display=Display(quiet=True))
+    return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of the recipe `tiny` in one process, as people start it. Read only."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(out, *ALONE)
     return out
 
 

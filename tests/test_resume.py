@@ -1,4 +1,5 @@
-"""A run that was killed anywhere and started again leaves the bytes of one that was not."""
+"""A run that was killed anywhere and started again leaves the bytes of one that was not. With Ray:
+test_resume_on_storage.py."""
 
 from __future__ import annotations
 
@@ -23,26 +24,14 @@ PLACES = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_seven_places(tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(undisturbed, *ALONE)
+def test_killed_at_seven_places(undisturbed: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
     for place in PLACES:
         assert kill_at(killed, place, *ALONE) == -signal.SIGKILL
     text = finish(killed, *ALONE)
     assert content(killed) == content(undisturbed)
     last = text.rpartition("rocketray: recipe tiny")[2]
     assert "dual_1                     finished before, skipped" in last
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_driver_killed_while_ray_trains_and_scores(tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(undisturbed)
-    kill_at(killed, "stages/dual_0-*/checkpoints/step-00000008/state.json")
-    kill_at(killed, "stages/dual_0_train_scored-*/receipts/00001.json")
-    finish(killed)
-    assert content(killed) == content(undisturbed)
 
 
 @pytest.mark.slow

@@ -77,14 +77,16 @@ def top_k(
         ValueError: a query holds NaN or infinity.
     """
     stored = [(first_row, _stored(block)) for first_row, block in blocks]
-    k = min(k, sum(len(block) for _, block in stored))
+    passages = sum(len(block) for _, block in stored)
+    k = min(k, passages)
     if not len(q_QD) or not k:
         return np.empty((len(q_QD), k), np.float32), np.empty((len(q_QD), k), np.int64)
     queries_QD = torch.tensor(q_QD, dtype=torch.float32, device=tiling.device)
     if not queries_QD.isfinite().all():
         raise ValueError("A query's embedding holds NaN or infinity: nothing is nearest to it.")
     lists = [_Lists(part_QD, stored, k, tiling) for part_QD in queries_QD.split(tiling.queries)]
-    room, candidates = _Room(tiling), 0
+    room = _Room(min(len(q_QD), tiling.queries) * min(passages, tiling.passages), tiling)
+    candidates = 0
     for tile in _ahead(_tiles(stored, BEGIN * (k + SPARE), tiling)):
         candidates += tile.candidates
         for part in lists:
@@ -176,8 +178,7 @@ class _Room:
     """For the scores of a tile, and for which of them are large. One for all tiles: fresh memory
     for each costs a CPU a quarter of the product."""
 
-    def __init__(self, tiling: Tiling) -> None:
-        count = tiling.queries * tiling.passages
+    def __init__(self, count: int, tiling: Tiling) -> None:
         self.scores = torch.empty(count, dtype=tiling.dtype, device=tiling.device)
         self.large = torch.empty(count if tiling.device == "cpu" else 0, dtype=torch.bool)
 
@@ -186,7 +187,8 @@ class _Lists:
     """For some queries the k best passages so far, and those in doubt: no order, C places each.
 
     Scores are those of the fast product until `_settle`. `kth_Q` is the k-th of them when the lists
-    were last cut: what is worse by more than two scores can err together has no place.
+    were last cut, at first that of a tile: what is worse by more than two scores can err together
+    has no place.
     """
 
     def __init__(
@@ -221,7 +223,8 @@ class _Lists:
             scores_QT[:, ~tile.sound_T] = -torch.inf
         if self.unknown and tile.candidates >= self.k:
             # What k passages reach is a floor already, and drops nearly all of the first tile.
-            self.kth_Q = scores_QT.topk(self.k, dim=1, sorted=False).values.amin(1).float()
+            kth_Q = scores_QT.topk(self.k, dim=1, sorted=False).values.amin(1).float()
+            self.kth_Q = torch.maximum(self.kth_Q, kth_Q)
             self.unknown = False
         self._keep(scores_QT, tile.first_row, room)
 

@@ -162,8 +162,7 @@ def _known_models(folder: RunFolder, kind: str) -> str:
     known = [
         name
         for name in folder.current()
-        if (own := _own(folder, name))
-        and artifacts.read_json(own.path / "model" / "rocketray.json")["kind"] == kind
+        if (own := _own(folder, name)) and pipeline.model_settings(own)["kind"] == kind
     ]
     return f" {folder.path} has: {', '.join(known)}." if known else ""
 

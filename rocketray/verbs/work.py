@@ -87,7 +87,7 @@ def size(version: Version, what: str) -> str:
 
 def described(model: Version) -> str:
     """A model's settings, on a line."""
-    told = artifacts.read_json(model.path / "model" / "rocketray.json")
+    told = pipeline.model_settings(model)
     words = ", ".join(f"{name} {value!r}" for name, value in told.items() if name != "kind")
     return f"{model.name}: {words}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,41 @@ def told(nodes: Any, actors: int) -> Cluster:
 def slow(folder: Path) -> Job:
     items = [[100 + number] for number in range(BLOCKS)]
     return Job(Draft(folder / "slow", "slow", {}), Slow, {}, items, [str(item) for item in items])
+
+
+def workers(job: Job) -> list[str]:
+    """Of the blocks that are done, in no order."""
+    return [receipt["about"]["worker"] for receipt in job.draft.receipts().values()]
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_a_node_comes_and_one_goes(nodes: Any, tmp_path: Path) -> None:
+    job, errors = slow(tmp_path), list[BaseException]()
+
+    def run() -> None:
+        try:
+            run_jobs([job], told(nodes, 2), lambda receipt: None)
+        except BaseException as error:
+            errors.append(error)
+
+    first = nodes.add_node(num_cpus=1)
+    thread = threading.Thread(target=run)  # Nodes are added from the main thread only.
+    thread.start()
+    until(lambda: len(workers(job)) >= 3, "the first node works")
+    nodes.add_node(num_cpus=1)
+    until(lambda: len(set(workers(job))) == 2, "the second node works, too")
+    nodes.remove_node(first, allow_graceful=False)
+    thread.join(timeout=200)
+    assert not thread.is_alive()
+    assert not errors
+    found = job.draft.finish({}, blocks=BLOCKS).read()["n"].to_pylist()
+    assert found == [200 + 2 * number for number in range(BLOCKS)]
 
 
 def test_without_a_machine_for_work_the_run_stops(
