@@ -1,6 +1,7 @@
 """The report of a run: one HTML file without scripts or outside resources.
 
     denoised.py      what denoising did, from its blocks
+    compared.py      two models question by question
     audited.py       what `rocketray audit` found, from audit.json
     curves.py        training logs
     plots.py         SVG
@@ -25,7 +26,7 @@ from markupsafe import Markup
 from rocketray import artifacts
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
-from rocketray.report import audited, curves, denoised, plots
+from rocketray.report import audited, compared, curves, denoised, plots
 from rocketray.report.denoised import Denoised, Story
 from rocketray.schema import Verdict
 
@@ -105,6 +106,8 @@ def page(folder: RunFolder) -> dict[str, Any]:
     version = _version(folder, "denoise")
     thresholds = _thresholds(recipe, version)
     measured = denoised.read(version) if version else None
+    found, questions = compared.read(folder)
+    found = {model: one for model, one in found.items() if len(one.recall_K)}
     return {
         "summary": summary,
         "sizes": _sizes(summary.get("rows", {})),
@@ -112,6 +115,9 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "measures": measures(metrics),
         "results": results(metrics),
         "labels": MODELS,
+        "recall": plots.recall({m: f.recall_K for m, f in found.items()}) if found else None,
+        "compared": questions,
+        "depth": compared.DEPTH,
         "trained": trained(folder, summary.get("models", {})),
         "thresholds": thresholds,
         "denoised": measured,

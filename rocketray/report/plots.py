@@ -213,6 +213,24 @@ def scores_by_rank(histograms: Mapping[str, Any]) -> Markup:
         return _svg(figure, "scores-by-rank", words)
 
 
+def recall(curves: Mapping[str, np.ndarray]) -> Markup:
+    """Share of the relevant passages among the first k, by k."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        looks = ((INK, ":"), (INK, "--"), (ORANGE, "--"), (BLUE, "--"), (BLUE, "-"))
+        for (name, curve_K), (colour, dashes) in zip(curves.items(), looks, strict=False):
+            axes.plot(np.arange(1, len(curve_K) + 1), curve_K, color=colour, ls=dashes, label=name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set(xlabel="k (log)", ylabel="recall at k", ylim=(None, 1))
+        figure.legend(loc="outside upper center", ncols=5)
+        ends = ", ".join(
+            f"{name} {curve_K[0]:.3f} to {curve_K[-1]:.3f}" for name, curve_K in curves.items()
+        )
+        return _svg(figure, "recall", f"Recall from the first passage to the last: {ends}")
+
+
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Markup:
     """What a probability says against how often it is so; the diagonal is perfect."""
     with matplotlib.rc_context(STYLE):

@@ -240,6 +240,7 @@ def test_what_is_missing_is_said(bare: RunFolder) -> None:
     assert page.said("p") == [
         "The folder has no summary.json: this run has not come to its end.",
         "Nothing was measured: the folder has no metrics.json.",
+        "There are no two models to compare: the folder lacks their runs over the test questions.",
         "Nothing was counted.",
         "There are no training logs.",
         "Nothing has been denoised yet.",
@@ -250,7 +251,7 @@ def test_what_is_missing_is_said(bare: RunFolder) -> None:
         "No times were kept.",
         "The folder has no recipe.yaml.",
     ]
-    assert len(page.said("h2")) == 9
+    assert len(page.said("h2")) == 10
     assert not page.all("svg")
 
 

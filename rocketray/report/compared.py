@@ -1,0 +1,249 @@
+"""Two models question by question, on the test questions: what a mean hides.
+
+Memory is one block of a run and a few numbers per question, whatever the size of the corpus.
+"""
+
+# Shapes: Q test questions in ascending order of their rows, K ranks.
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rocketray import measures
+from rocketray.artifacts import RunFolder, Version
+from rocketray.measures import Comparison
+from rocketray.report.denoised import Passage, cut, fetch
+from rocketray.schema import sample
+
+MODELS = ("initial", "bm25", "dual_0", "dual_1", "dual_2")
+"""Whose runs over the test questions a folder may hold, in order."""
+DEPTH = 10
+"""A relevant passage beyond it counts nothing, as in MRR@10."""
+CURVE = 100
+"""Ranks of the recall curve at most."""
+SHOWN = 10
+WORDS, MANY = 6, 0.03
+"""So many first words at most get a slice of their own, those of at least such a share."""
+DRAWN = 1000
+"""Questions whose passages are read for the slices by overlap."""
+
+Relevant = Mapping[int, set[int]]
+"""Of every judged question, ascending; a set may be empty."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one model found."""
+
+    first_Q: np.ndarray
+    """Row of the first passage of each list; -1 where the list is empty."""
+    rank_Q: np.ndarray
+    """Rank of the first relevant passage, from 1; 0 where the list has none."""
+    recall_K: np.ndarray
+    """Share of the relevant passages among the first 1, 2, ... K, mean over questions."""
+
+    @property
+    def mrr_Q(self) -> np.ndarray:
+        """Each question's part of MRR@10."""
+        counts_Q = (self.rank_Q > 0) & (self.rank_Q <= DEPTH)
+        return np.where(counts_Q, 1.0 / np.maximum(self.rank_Q, 1), 0.0)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Questions of a kind. MRR@10 of both models on them."""
+
+    kind: str
+    name: str
+    questions: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question that one model answers better. A rank of 0: not in the list at all."""
+
+    question: str
+    before: int
+    after: int
+    relevant: Passage
+    instead: Passage | None
+    """What the model that does worse puts first."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`after` against `before`."""
+
+    before: str
+    after: str
+    mrr: tuple[float, float]
+    test: Comparison
+    better: int
+    worse: int
+    slices: Sequence[Slice]
+    wins: Sequence[Case]
+    losses: Sequence[Case]
+
+
+def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
+    """What each model found, in order; and the last dual encoder against dual_0 (against the
+    initial weights where there is no later one). Empty and None where nothing was retrieved."""
+    names = folder.current()
+    if "qrels_test" not in names:
+        return {}, None
+    relevant = relevant_of(folder.version("qrels_test"))
+    runs = {model: f"{model}_test" for model in MODELS if f"{model}_test" in names}
+    every = {model: found(folder.version(name), relevant) for model, name in runs.items()}
+    after = next((model for model in reversed(MODELS) if model in every), None)
+    before = next((m for m in ("dual_0", "initial") if m in every and m != after), None)
+    texts = {"queries", "passages"} <= names.keys()
+    if not (relevant and before and after and after != "bm25" and texts):
+        return every, None
+    return every, compare(folder, relevant, (before, every[before]), (after, every[after]))
+
+
+def relevant_of(qrels: Version) -> Relevant:
+    judged = measures.by_query(qrels.read())
+    return {q: {int(p) for p, r in found.items() if r > 0} for q, found in judged.items()}
+
+
+def found(run: Version, relevant: Relevant) -> Found:
+    """Go through a run block by block."""
+    place = {query: number for number, query in enumerate(relevant)}
+    first_Q, rank_Q = np.full(len(place), -1), np.zeros(len(place), np.int64)
+    gained_K = np.zeros(CURVE)
+    longest = 0
+    for block in run.blocks:
+        table = run.table(block.number)
+        lists = zip(table["query"].to_pylist(), table["passages"].to_pylist(), strict=True)
+        for query, passages in lists:
+            if query not in place or not passages:
+                continue
+            wanted = relevant[query]
+            ranks = [rank for rank, row in enumerate(passages, start=1) if row in wanted]
+            first_Q[place[query]] = passages[0]
+            rank_Q[place[query]] = ranks[0] if ranks else 0
+            for rank in ranks:
+                if rank <= CURVE:
+                    gained_K[rank - 1] += 1 / len(wanted)
+            longest = max(longest, len(passages))
+    recall_K = gained_K[:longest].cumsum() / max(1, len(place))
+    return Found(first_Q, rank_Q, recall_K)
+
+
+def compare(
+    folder: RunFolder, relevant: Relevant, before: tuple[str, Found], after: tuple[str, Found]
+) -> Compared:
+    (old_name, old), (new_name, new) = before, after
+    passages = folder.version("passages")
+    questions = {
+        q: row["text"] for q, row in fetch(folder.version("queries"), set(relevant)).items()
+    }
+    gain_Q = new.mrr_Q - old.mrr_Q
+    wins, losses = (
+        [int(q) for q in np.argsort(sign * gain_Q, kind="stable")[:SHOWN] if sign * gain_Q[q] < 0]
+        for sign in (-1, 1)
+    )
+    told = list(questions.values())
+    return Compared(
+        old_name,
+        new_name,
+        (float(old.mrr_Q.mean()), float(new.mrr_Q.mean())),
+        measures.compare(pd.Series(new.mrr_Q), pd.Series(old.mrr_Q)),
+        int((gain_Q > 0).sum()),
+        int((gain_Q < 0).sum()),
+        [
+            *slices("first word", first_words(told), old, new),
+            *slices("length", lengths(told), old, new),
+            *slices("overlap", overlaps(questions, relevant, passages), old, new),
+        ],
+        cases(wins, old, new, old, questions, relevant, passages),
+        cases(losses, old, new, new, questions, relevant, passages),
+    )
+
+
+# ------------------------------------------------------------------------------------------ slices
+
+
+def slices(kind: str, names_Q: Sequence[str | None], old: Found, new: Found) -> Iterator[Slice]:
+    """A slice of each name, in the order in which `names_Q` sorts; None is in no slice."""
+    labels_Q = np.array([name or "" for name in names_Q])
+    for name in sorted(set(names_Q) - {None}, key=str):
+        mine_Q = labels_Q == name
+        mrr = (float(side.mrr_Q[mine_Q].mean()) for side in (old, new))
+        yield Slice(kind, str(name).lstrip("0123456789 "), int(mine_Q.sum()), *mrr)
+
+
+def first_words(questions: Sequence[str]) -> list[str]:
+    """Each question's first word, where many begin so; a number keeps the most frequent first."""
+    firsts = [words(question)[:1] for question in questions]
+    counts = Counter(word for first in firsts for word in first)
+    many = [word for word, count in counts.items() if count > MANY * len(questions)]
+    known = sorted(many, key=lambda word: (-counts[word], word))[:WORDS]
+    order = {word: f"{number} {word}" for number, word in enumerate(known)}
+    return [order.get(first[0] if first else "", f"{WORDS} other") for first in firsts]
+
+
+def lengths(questions: Sequence[str]) -> list[str]:
+    """Which third by length each question is of."""
+    sizes = np.array([len(words(question)) for question in questions])
+    one, two = (int(edge) for edge in np.quantile(sizes, [1 / 3, 2 / 3]))
+    names = (f"0 up to {one} words", f"1 up to {two} words", f"2 over {two} words")
+    return [names[int(size > one) + int(size > two)] for size in sizes.tolist()]
+
+
+def overlaps(
+    questions: Mapping[int, str], relevant: Relevant, passages: Version
+) -> list[str | None]:
+    """How many of its words each question shares with its first relevant passage; None for those
+    that were not drawn, or have no such passage."""
+    drawn = set(sample(np.array([q for q in relevant if relevant[q]]), DRAWN, seed=0).tolist())
+    texts = fetch(passages, {min(relevant[query]) for query in drawn})
+    names = ("0 under a third", "1 up to two thirds", "2 over two thirds")
+    found: list[str | None] = []
+    for query, question in questions.items():
+        asked = set(words(question))
+        if query not in drawn or not asked:
+            found.append(None)
+            continue
+        row = texts[min(relevant[query])]
+        share = len(asked & set(words(f"{row['title']} {row['text']}"))) / len(asked)
+        found.append(names[int(share >= 1 / 3) + int(share > 2 / 3)])
+    return found
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+# ------------------------------------------------------------------------------------------- cases
+
+
+def cases(
+    chosen: Sequence[int], old: Found, new: Found, loser: Found, questions: Mapping[int, str],
+    relevant: Relevant, passages: Version,
+) -> list[Case]:  # fmt: skip
+    """Questions by their place, with the texts a person needs to judge them."""
+    rows = list(relevant)
+    answers = {place: min(relevant[rows[place]]) for place in chosen}
+    instead = {place: int(loser.first_Q[place]) for place in chosen}
+    wanted = {*answers.values(), *(row for row in instead.values() if row >= 0)}
+    texts = {
+        row: Passage(cut(found["title"]), cut(found["text"]))
+        for row, found in fetch(passages, wanted).items()
+    }
+    return [
+        Case(
+            cut(questions[rows[place]]), int(old.rank_Q[place]), int(new.rank_Q[place]),
+            texts[answers[place]], texts.get(instead[place]),
+        )
+        for place in chosen
+    ]  # fmt: skip

@@ -1,0 +1,132 @@
+"""Two models question by question, over a folder small enough to count by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rocketray import report
+from rocketray.artifacts import RunFolder
+from rocketray.report import compared
+from rocketray.report.compared import Found, first_words, lengths, slices
+from rocketray.schema import PASSAGES, QRELS, QUERIES, RUN
+from tests.report.test_report import version
+
+QUESTIONS = ("Who flies?", "who swims in the sea", "why")
+TEXTS = ("a bird flies", "a fish swims", "nobody knows why", "who asks")
+JUDGED = {"query": [0, 1, 1, 2], "passage": [0, 1, 3, 2], "relevance": [1, 1, 2, 0]}
+
+
+def run(*lists: list[int]) -> pa.Table:
+    scores = [[float(-n) for n in range(len(rows))] for rows in lists]
+    return pa.table([list(range(len(lists))), list(lists), scores], schema=RUN)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path)
+    queries = [["a", "b", "c"], list(QUESTIONS), [True] * 3, [[]] * 3]
+    version(made, "queries", pa.table(queries, schema=QUERIES))
+    passages = [[str(n) for n in range(4)], [""] * 4, list(TEXTS)]
+    table = pa.table(passages, schema=PASSAGES)
+    version(made, "passages", table.slice(0, 3), table.slice(3))
+    version(made, "qrels_test", pa.table(JUDGED, schema=QRELS))
+    version(made, "initial_test", run([1], [0], [0]))
+    both = run([1, 0, 2], [1, 2, 3], [])
+    version(made, "dual_0_test", both.slice(0, 1), both.slice(1))
+    version(made, "dual_2_test", run([0, 1, 2], [2, 0], [2, 1]))
+    return made
+
+
+def test_ranks_and_recall_are_those_of_the_lists(folder: RunFolder) -> None:
+    every, _ = compared.read(folder)
+    assert list(every) == ["initial", "dual_0", "dual_2"]
+    dual_0, dual_2 = every["dual_0"], every["dual_2"]
+    assert dual_0.first_Q.tolist() == [1, 1, -1]
+    assert dual_0.rank_Q.tolist() == [2, 1, 0]
+    assert dual_0.mrr_Q.tolist() == [0.5, 1, 0]
+    # Question 0 has its one passage at 2; question 1 one of two at 1, the other at 3; 2 has none.
+    assert dual_0.recall_K == pytest.approx(np.array([0.5, 1.5, 2]) / 3)
+    assert dual_2.rank_Q.tolist() == [1, 0, 0]  # A passage judged 0 is not relevant.
+
+
+def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
+    _, found = compared.read(folder)
+    assert found
+    assert (found.before, found.after) == ("dual_0", "dual_2")
+    assert found.mrr == (0.5, pytest.approx(1 / 3))
+    assert (found.better, found.worse, found.test.queries) == (1, 1, 3)
+    (win,), (loss,) = found.wins, found.losses
+    assert (win.question, win.before, win.after) == ("Who flies?", 2, 1)
+    assert win.instead
+    assert (win.relevant.text, win.instead.text) == ("a bird flies", "a fish swims")
+    assert (loss.question, loss.before, loss.after) == ("who swims in the sea", 1, 0)
+    assert loss.instead
+    assert (loss.relevant.text, loss.instead.text) == ("a fish swims", "nobody knows why")
+
+
+def test_slices_by_overlap_leave_out_questions_without_a_relevant_passage(
+    folder: RunFolder,
+) -> None:
+    _, found = compared.read(folder)
+    assert found
+    overlap = [
+        (s.name, s.questions, s.before, s.after) for s in found.slices if s.kind == "overlap"
+    ]
+    # "who flies" shares one word of two; "who swims in the sea" one of five.
+    assert overlap == [("under a third", 1, 1, 0), ("up to two thirds", 1, 0.5, 1)]
+
+
+def test_slices_hold_every_question_once() -> None:
+    names = first_words(["Who is it", "who?", "", "How so", "how", "how far"])
+    assert names == ["1 who", "1 who", "6 other", "0 how", "0 how", "0 how"]
+    found = Found(np.zeros(6), np.array([1, 2, 0, 4, 11, 1]), np.zeros(1))
+    rows = list(slices("first word", names, found, found))
+    assert [(s.name, s.questions, s.after) for s in rows] == [
+        ("how", 3, (0.25 + 0 + 1) / 3),
+        ("who", 2, 0.75),
+        ("other", 1, 0),
+    ]
+
+
+def test_a_rare_first_word_has_no_slice() -> None:
+    assert set(first_words(["what"] * 99 + ["whence"])) == {"0 what", "6 other"}
+
+
+def test_lengths_are_cut_in_thirds() -> None:
+    assert lengths(["a", "a b", "a b c"]) == [
+        "0 up to 1 words",
+        "1 up to 2 words",
+        "2 over 2 words",
+    ]
+
+
+def test_the_page_shows_both_sides(folder: RunFolder) -> None:
+    page = report.write(folder).read_text()
+    assert "dual_2 against dual_0 on 3 test questions" in page
+    assert "higher on 1, lower on 1" in page
+    assert "2 by dual_0, 1 by dual_2" in page
+    assert "1 by dual_0, none by dual_2" in page
+    assert page.count("a fish swims") == 2
+
+
+def test_one_model_has_a_curve_but_nothing_to_stand_against(folder: RunFolder) -> None:
+    current = {"qrels_test", "queries", "passages", "initial_test"}
+    path = folder.path / "current.json"
+    path.write_text(json.dumps({n: v for n, v in folder.current().items() if n in current}))
+    every, found = compared.read(folder)
+    assert (list(every), found) == (["initial"], None)
+    assert "There are no two models to compare" in report.write(folder).read_text()
+
+
+def test_the_numbers_are_those_of_metrics_json(tiny_run: Path) -> None:
+    every, found = compared.read(RunFolder.open(tiny_run))
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    assert found
+    for model, one in every.items():
+        assert one.mrr_Q.mean() == pytest.approx(metrics[model]["mrr@10"], abs=1e-6)
+        assert one.recall_K[9] == pytest.approx(metrics[model]["recall@10"], abs=1e-6)
