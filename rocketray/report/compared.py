@@ -7,19 +7,17 @@ Memory is one block of a run and a few numbers per question, whatever the size o
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from rocketray import measures
 from rocketray.artifacts import RunFolder, Version
-from rocketray.measures import Comparison
 from rocketray.report.denoised import Passage, cut, fetch
-from rocketray.schema import sample
+from rocketray.schema import QRELS, sample
 
 MODELS = ("initial", "bm25", "dual_0", "dual_1", "dual_2")
 """Whose runs over the test questions a folder may hold, in order."""
@@ -85,12 +83,20 @@ class Compared:
     before: str
     after: str
     mrr: tuple[float, float]
-    test: Comparison
+    questions: int
     better: int
     worse: int
     slices: Sequence[Slice]
     wins: Sequence[Case]
     losses: Sequence[Case]
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided sign test: were it a coin that says which model answers a question better, how
+        often would it be as far from half as here?"""
+        unequal, fewer = self.better + self.worse, min(self.better, self.worse)
+        tail = sum(math.comb(unequal, count) for count in range(fewer + 1))
+        return min(1.0, 2 * tail / (1 << unequal))
 
 
 def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
@@ -111,8 +117,11 @@ def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
 
 
 def relevant_of(qrels: Version) -> Relevant:
-    judged = measures.by_query(qrels.read())
-    return {q: {int(p) for p, r in found.items() if r > 0} for q, found in judged.items()}
+    judged: dict[int, set[int]] = {}
+    columns = (qrels.read()[name].to_pylist() for name in QRELS.names)
+    for query, passage, relevance in zip(*columns, strict=True):
+        judged.setdefault(query, set()).update([passage] if relevance > 0 else [])
+    return dict(sorted(judged.items()))
 
 
 def found(run: Version, relevant: Relevant) -> Found:
@@ -157,7 +166,7 @@ def compare(
         old_name,
         new_name,
         (float(old.mrr_Q.mean()), float(new.mrr_Q.mean())),
-        measures.compare(pd.Series(new.mrr_Q), pd.Series(old.mrr_Q)),
+        len(gain_Q),
         int((gain_Q > 0).sum()),
         int((gain_Q < 0).sum()),
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
     assert found
     assert (found.before, found.after) == ("dual_0", "dual_2")
     assert found.mrr == (0.5, pytest.approx(1 / 3))
-    assert (found.better, found.worse, found.test.queries) == (1, 1, 3)
+    assert (found.better, found.worse, found.questions) == (1, 1, 3)
     (win,), (loss,) = found.wins, found.losses
     assert (win.question, win.before, win.after) == ("Who flies?", 2, 1)
     assert win.instead
@@ -67,6 +68,15 @@ def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
     assert (loss.question, loss.before, loss.after) == ("who swims in the sea", 1, 0)
     assert loss.instead
     assert (loss.relevant.text, loss.instead.text) == ("a fish swims", "nobody knows why")
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p"), [(0, 0, 1), (1, 1, 1), (3, 0, 2 / 8), (1, 4, 2 * (1 + 5) / 32)]
+)
+def test_the_sign_test_counts_coins(folder: RunFolder, better: int, worse: int, p: float) -> None:
+    _, found = compared.read(folder)
+    assert found
+    assert replace(found, better=better, worse=worse).p_value == pytest.approx(p)
 
 
 def test_slices_by_overlap_leave_out_questions_without_a_relevant_passage(
