@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rocketray.artifacts import RunFolder, Version
-from rocketray.report.denoised import Passage, cut, fetch
-from rocketray.schema import QRELS, sample
+from rocketray.report.denoised import Passage, cut, fetch, readable
+from rocketray.schema import positives_of, sample
 
 MODELS = ("initial", "bm25", "dual_0", "dual_1", "dual_2")
 """Whose runs over the test questions a folder may hold, in order."""
@@ -117,11 +117,9 @@ def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
 
 
 def relevant_of(qrels: Version) -> Relevant:
-    judged: dict[int, set[int]] = {}
-    columns = (qrels.read()[name].to_pylist() for name in QRELS.names)
-    for query, passage, relevance in zip(*columns, strict=True):
-        judged.setdefault(query, set()).update([passage] if relevance > 0 else [])
-    return dict(sorted(judged.items()))
+    table = qrels.read()
+    positives = positives_of(table)
+    return {q: set(positives.get(q, ())) for q in sorted(set(table["query"].to_pylist()))}
 
 
 def found(run: Version, relevant: Relevant) -> Found:
@@ -188,7 +186,7 @@ def slices(kind: str, names_Q: Sequence[str | None], old: Found, new: Found) -> 
     for name in sorted(set(names_Q) - {None}, key=str):
         mine_Q = labels_Q == name
         mrr = (float(side.mrr_Q[mine_Q].mean()) for side in (old, new))
-        yield Slice(kind, str(name).lstrip("0123456789 "), int(mine_Q.sum()), *mrr)
+        yield Slice(kind, str(name).partition(" ")[2], int(mine_Q.sum()), *mrr)
 
 
 def first_words(questions: Sequence[str]) -> list[str]:
@@ -245,10 +243,7 @@ def cases(
     answers = {place: min(relevant[rows[place]]) for place in chosen}
     instead = {place: int(loser.first_Q[place]) for place in chosen}
     wanted = {*answers.values(), *(row for row in instead.values() if row >= 0)}
-    texts = {
-        row: Passage(cut(found["title"]), cut(found["text"]))
-        for row, found in fetch(passages, wanted).items()
-    }
+    texts = readable(passages, wanted)
     return [
         Case(
             cut(questions[rows[place]]), int(old.rank_Q[place]), int(new.rank_Q[place]),

@@ -126,10 +126,7 @@ def stories(
     labels = positives(qrels, {removed.query for removed in clearest}) if qrels else {}
     wanted = {removed.passage for removed in clearest} | {rows[0] for rows in labels.values()}
     questions = fetch(queries, {removed.query for removed in clearest})
-    texts = {
-        row: Passage(cut(found["title"]), cut(found["text"]))
-        for row, found in fetch(passages, wanted).items()
-    }
+    texts = readable(passages, wanted)
     return [
         Story(
             removed,
@@ -140,6 +137,12 @@ def stories(
         )
         for removed in clearest
     ]
+
+
+def readable(passages: Version, rows: set[int]) -> dict[int, Passage]:
+    """Some passages by row number, long ones cut."""
+    found = fetch(passages, rows)
+    return {row: Passage(cut(p["title"]), cut(p["text"])) for row, p in found.items()}
 
 
 def cut(text: str, limit: int = CUT) -> str:

@@ -107,6 +107,12 @@ def test_a_rare_first_word_has_no_slice() -> None:
     assert set(first_words(["what"] * 99 + ["whence"])) == {"0 what", "6 other"}
 
 
+def test_a_slice_of_questions_that_begin_with_a_number_keeps_it() -> None:
+    found = Found(np.zeros(2), np.ones(2), np.zeros(1))
+    rows = slices("first word", first_words(["1984 was", "1984 is"]), found, found)
+    assert [(s.name, s.questions) for s in rows] == [("1984", 2)]
+
+
 def test_lengths_are_cut_in_thirds() -> None:
     assert lengths(["a", "a b", "a b c"]) == [
         "0 up to 1 words",
