@@ -52,7 +52,7 @@ from rocketray.tables import Tables
 from rocketray.workflow import Spec, Workflow
 
 ACTORS = 2
-PASSAGES_A_BLOCK, QUERIES_A_BLOCK, DEPTH = 128, 8, 32
+PASSAGES_A_BLOCK, QUERIES_A_BLOCK, DEPTH = 128, 4, 32
 """Blocks of some seconds on a CPU core."""
 TEXTS = 20_000
 """Different ones, where there are so many; what is asked for beyond repeats them."""
@@ -223,7 +223,7 @@ class Killer:
         return self.ended - self.begun
 
     def _watch(self) -> None:
-        while not self.stop.wait(0.02):
+        while not self.stop.wait(0.1):  # Seldom: it looks from the cores that work.
             marks = self._look()
             if self.at and self.done >= self.at[0]:
                 self._kill(marks)

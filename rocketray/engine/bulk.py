@@ -37,6 +37,8 @@ from rocketray.recipe import Cluster
 
 QUICK_BLOCKS = 32
 """So many blocks of a light stage are made before a pool of workers would have started."""
+RESTARTS = 3
+"""So often a pool that Ray broke is begun anew without a block done in between."""
 PATIENCE = 60.0
 """Seconds without a block begun, after which a person is told what the pool waits for."""
 
@@ -197,8 +199,35 @@ def _on_ray(
     cluster: Cluster,
     say: Callable[[str], None],
 ) -> Generator[Receipt, None, None]:
-    if not work:
-        return
+    """Receipts as they come, from one pool after another until none is missing.
+
+    Ray Data lives through lost workers and nodes, but for gaps of its own: Ray 2.60 raises a
+    KeyError when a block's location is gone by the time it counts locality. What was committed
+    stays, so going on costs a new pool, where giving up would cost the user a night.
+    """
+    left, breaks = dict.fromkeys(work), 0
+    while left:
+        try:
+            for receipt in _pool(jobs, list(left), cluster, say):
+                left.pop((receipt.job, receipt.block), None)
+                breaks = 0
+                yield receipt
+        except UserError:
+            raise
+        except Exception as error:  # Ray's: those of a stage come as receipts.
+            breaks += 1
+            if breaks > RESTARTS:
+                raise
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            say(f"  Ray Data broke ({what}). A new pool makes the {len(left)} blocks that miss.")
+
+
+def _pool(
+    jobs: Sequence[Job],
+    work: Sequence[tuple[int, int]],
+    cluster: Cluster,
+    say: Callable[[str], None],
+) -> Iterator[Receipt]:
     connect(cluster)
     import ray.data
     from ray.data import ActorPoolStrategy

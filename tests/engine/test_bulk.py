@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import random
@@ -151,6 +152,47 @@ def test_a_bug_on_ray_names_stage_and_block_and_is_not_tried_again(tmp_path: Pat
     with pytest.raises(RuntimeError, match=where):
         run_jobs([bad], cluster(2), lambda receipt: None)
     assert not list((tmp_path / "double" / "attempts").iterdir())
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[int], bool]) -> None:
+    """Ray Data raises where it once did, when a node was lost: asked where a block lies."""
+    from ray.data._internal.execution.interfaces import RefBundle
+
+    where, asked = RefBundle.get_preferred_object_locations, itertools.count(1)
+
+    def breaking(bundle: RefBundle) -> object:
+        if breaks(next(asked)):
+            raise KeyError("a block's place")
+        return where(bundle)
+
+    monkeypatch.setattr(RefBundle, "get_preferred_object_locations", breaking)
+
+
+@on_ray
+def test_a_pool_that_ray_breaks_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, lambda asked: asked == 6)
+    said, receipts = list[str](), list[Receipt]()
+    items = [[n] for n in range(100, 120)]
+    run_jobs([job(draft(tmp_path), items)], cluster(1), receipts.append, said.append)
+    assert sorted(r.block for r in receipts) == list(range(20))
+    assert draft(tmp_path).finish({}, blocks=20).read()["n"].to_pylist() == [
+        2 * n for n in range(100, 120)
+    ]
+    [line] = said
+    assert line.startswith('  Ray Data broke (KeyError: "a block\'s place"). A new pool makes the ')
+
+
+@on_ray
+def test_a_pool_that_breaks_without_end_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, lambda asked: True)
+    said: list[str] = []
+    with pytest.raises(KeyError, match="a block's place"):
+        run_jobs([job(draft(tmp_path), ITEMS)], cluster(1), pytest.fail, said.append)
+    assert len(said) == bulk.RESTARTS
 
 
 @on_ray
