@@ -180,51 +180,54 @@ def compare(
 # ------------------------------------------------------------------------------------------ slices
 
 
-def slices(kind: str, names_Q: Sequence[str | None], old: Found, new: Found) -> Iterator[Slice]:
-    """A slice of each name, in the order in which `names_Q` sorts; None is in no slice."""
-    labels_Q = np.array([name or "" for name in names_Q])
-    for name in sorted(set(names_Q) - {None}, key=str):
-        mine_Q = labels_Q == name
-        mrr = (float(side.mrr_Q[mine_Q].mean()) for side in (old, new))
-        yield Slice(kind, str(name).partition(" ")[2], int(mine_Q.sum()), *mrr)
+Parts = tuple[Sequence[str], Sequence[int]]
+"""Names of slices in the order of reading, and each question's place among them; -1 is none."""
 
 
-def first_words(questions: Sequence[str]) -> list[str]:
-    """Each question's first word, where many begin so; a number keeps the most frequent first."""
-    firsts = [words(question)[:1] for question in questions]
-    counts = Counter(word for first in firsts for word in first)
+def slices(kind: str, parts: Parts, old: Found, new: Found) -> Iterator[Slice]:
+    """A slice of each name that holds a question."""
+    names, places = parts
+    places_Q = np.array(places)
+    for place, name in enumerate(names):
+        mine_Q = places_Q == place
+        if mine_Q.any():
+            mrr = (float(side.mrr_Q[mine_Q].mean()) for side in (old, new))
+            yield Slice(kind, name, int(mine_Q.sum()), *mrr)
+
+
+def first_words(questions: Sequence[str]) -> Parts:
+    """By first word, where many begin so: the most frequent first, and then all others."""
+    firsts = [next(iter(words(question)), "") for question in questions]
+    counts = Counter(filter(None, firsts))
     many = [word for word, count in counts.items() if count > MANY * len(questions)]
-    known = sorted(many, key=lambda word: (-counts[word], word))[:WORDS]
-    order = {word: f"{number} {word}" for number, word in enumerate(known)}
-    return [order.get(first[0] if first else "", f"{WORDS} other") for first in firsts]
+    names = sorted(many, key=lambda word: (-counts[word], word))[:WORDS]
+    places = {word: place for place, word in enumerate(names)}
+    return [*names, "other"], [places.get(first, len(names)) for first in firsts]
 
 
-def lengths(questions: Sequence[str]) -> list[str]:
-    """Which third by length each question is of."""
+def lengths(questions: Sequence[str]) -> Parts:
+    """By length: the third that a question is of."""
     sizes = np.array([len(words(question)) for question in questions])
     one, two = (int(edge) for edge in np.quantile(sizes, [1 / 3, 2 / 3]))
-    names = (f"0 up to {one} words", f"1 up to {two} words", f"2 over {two} words")
-    return [names[int(size > one) + int(size > two)] for size in sizes.tolist()]
+    names = (f"up to {one} words", f"up to {two} words", f"over {two} words")
+    return names, [int(size > one) + int(size > two) for size in sizes.tolist()]
 
 
-def overlaps(
-    questions: Mapping[int, str], relevant: Relevant, passages: Version
-) -> list[str | None]:
-    """How many of its words each question shares with its first relevant passage; None for those
-    that were not drawn, or have no such passage."""
+def overlaps(questions: Mapping[int, str], relevant: Relevant, passages: Version) -> Parts:
+    """By the share of its words that a question has in common with its first relevant passage, of
+    questions drawn among those that have one."""
     drawn = set(sample(np.array([q for q in relevant if relevant[q]]), DRAWN, seed=0).tolist())
     texts = fetch(passages, {min(relevant[query]) for query in drawn})
-    names = ("0 under a third", "1 up to two thirds", "2 over two thirds")
-    found: list[str | None] = []
+    places = []
     for query, question in questions.items():
         asked = set(words(question))
         if query not in drawn or not asked:
-            found.append(None)
+            places.append(-1)
             continue
         row = texts[min(relevant[query])]
         share = len(asked & set(words(f"{row['title']} {row['text']}"))) / len(asked)
-        found.append(names[int(share >= 1 / 3) + int(share > 2 / 3)])
-    return found
+        places.append(int(share >= 1 / 3) + int(share > 2 / 3))
+    return ("under a third", "up to two thirds", "over two thirds"), places
 
 
 def words(text: str) -> list[str]:
