@@ -11,13 +11,10 @@ disk.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
-import re
 import tempfile
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import util
@@ -58,7 +55,6 @@ SKETCHED = 10_000
 SPACE, BEYOND = 0x20, 0xE0
 """Bytes of UTF-8: a blank, and the first of a character of three or four bytes."""
 SPLITS = ("train", "dev", "test")
-WORD = re.compile(r"\w+")
 FEW = 100
 """Training questions under which a run teaches little."""
 MANY = 0.05
@@ -163,7 +159,7 @@ class Texts:
         self.counts.update(found.counts)
         titles, texts = titled(found.table)
         joined = [f"{title} {text}" for title, text in zip(titles, texts, strict=True)]
-        same = text_hashes(map(words if self.short else folded, joined))
+        same = schema.text_hashes(map(ingest.words if self.short else folded, joined))
         self.blocks.append((found.hashes, same, sketches(joined, short=self.short)))
         here = self.sampled - self.starts[number]
         self.sample += [(titles[n], texts[n]) for n in here[(here >= 0) & (here < len(texts))]]
@@ -251,17 +247,6 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def words(text: str) -> str:
-    """The words alone: without differences of case, width, punctuation and white space."""
-    return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
-
-
-def text_hashes(texts: Iterable[str]) -> Hashes:
-    """64 bits of blake2b of each text."""
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
 def sketches(texts: Sequence[str], *, short: bool) -> np.ndarray:
     """MinHash (Broder 1997) of the texts' shingles, 8 bits a hash: uint8 [N, H].
 
@@ -284,7 +269,7 @@ def _shingles(texts: Sequence[str], short: bool) -> tuple[np.ndarray, np.ndarray
     """
     width = 8 if short else 16
     # Zeros part the texts, and fill the last windows of each; no text holds one.
-    whole = [words(text[:SKETCHED]).encode() + bytes(width) for text in texts]
+    whole = [ingest.words(text[:SKETCHED]).encode() + bytes(width) for text in texts]
     flat = np.frombuffer(b"".join(whole) + bytes(width), np.uint8)
     first_N = np.cumsum([0, *map(len, whole[:-1])])
     begins = flat != 0
@@ -564,7 +549,9 @@ def language(text: str) -> str:
     main = max(scripts, key=lambda name: (scripts[name], name))
     if main != "Latin":
         return main
-    found = Counter(name for word in WORD.findall(head.lower()) for name in SPEAKERS.get(word, ()))
+    found = Counter(
+        name for word in ingest.WORD.findall(head.lower()) for name in SPEAKERS.get(word, ())
+    )
     best = found.most_common(2)
     tie = len(best) == 2 and best[0][1] == best[1][1]
     return UNKNOWN if tie or not best else best[0][0]

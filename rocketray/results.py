@@ -190,12 +190,19 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
     for step in ("dual_1", "dual_2"):
         if f"{step}_examples" in made:
             facts = made[f"{step}_examples"].facts
+            yield (
+                f"{step}: examples",
+                f"{facts['from_labels']:,} from labels,"
+                f" {facts['from_pseudo_labels']:,} from pseudo labels",
+            )
             if facts["filled"]:
                 yield f"{step}: filled negatives", f"{facts['filled']:,} (too few confident ones)"
             if facts["without"]:
                 yield f"{step}: questions without example", f"{facts['without']:,}"
     if "augment" in made:
         yield from pseudo_labels(made["augment"], made.get("qrels_hidden"))
+        if asked := made["unlabelled_queries"].facts.get("asked_before"):
+            yield "unlabelled questions left out", f"{asked:,}: asked before, in the same words"
     left_out = sum(version.facts.get("quarantined", 0) for version in made.values())
     if left_out:
         yield "rows left out (quarantined)", f"{left_out:,}: they kill the process that reads them"

@@ -19,12 +19,14 @@ person's `relevance` (graded, as in TREC).
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 PASSAGES = pa.schema([("pid", pa.string()), ("title", pa.string()), ("text", pa.string())])
 """Row number = position in the table; the manifest says where each block starts."""
@@ -117,6 +119,12 @@ def count(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, int]:
     """How many passages got which verdict; every verdict is named, zero included."""
     counted = Counter(verdict for row in verdicts for verdict in row)
     return {verdict.value: counted[verdict] for verdict in Verdict}
+
+
+def text_hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """64 bits of blake2b of each text."""
+    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 DRAWN_AT_ONCE = 1 << 20

@@ -213,7 +213,7 @@ def ids_of(version: Version, column: str) -> ingest.Ids:
     def hashes(block: artifacts.Block) -> np.ndarray:
         if "hashes" in block.files:
             return version.array(block.number, "hashes")
-        return ingest.id_hashes(version.table(block.number)[column].to_pylist())
+        return schema.text_hashes(version.table(block.number)[column].to_pylist())
 
     return ingest.Ids(map(hashes, version.blocks), version.rows, read)
 
@@ -250,16 +250,20 @@ def _ingest_qrels(
     return {split: as_version(flow, f"qrels_{split}", table) for split, table in read.items()}
 
 
-def as_version(flow: Workflow, name: str, table: pa.Table, rows: int | None = None) -> Version:
+def as_version(
+    flow: Workflow, name: str, table: pa.Table, rows: int | None = None,
+    facts: Mapping[str, int] | None = None,
+) -> Version:  # fmt: skip
     """A table this process has at hand, as a version: its identity is its content."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table.combine_chunks())
     size = rows or max(1, len(table))
-    identity = {"rows": size, "content": hashlib.sha256(sink.getvalue()).hexdigest()}
+    content = hashlib.sha256(sink.getvalue()).hexdigest()
+    identity = {"rows": size, "content": content, **(facts or {})}
     # No rows are one empty block, so that the version still knows its columns.
     blocks = [table.slice(at, size) for at in range(0, max(1, len(table)), size)]
-    return flow.small(name, identity, lambda: [{artifacts.TABLE: block} for block in blocks])
+    return flow.small(name, identity, lambda: [{artifacts.TABLE: b} for b in blocks], facts)
 
 
 def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> dict[str, Version]:
@@ -281,13 +285,35 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
     free = np.flatnonzero(~labelled)
     if "hidden" in qrels:
         free = np.union1d(free, _queries_of(qrels["hidden"]))
-    rows["unlabelled"] = schema.sample(free, recipe.augment.queries, seed)
+    new = _not_asked(queries, free)
+    rows["unlabelled"] = schema.sample(new, recipe.augment.queries, seed)
     size = recipe.blocks.queries
+    facts = {"unlabelled": {"asked_before": len(free) - len(new)}}
     return {
-        name: as_version(flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size)
+        name: as_version(
+            flow, f"{name}_queries", pa.table({"query": pa.array(found)}), size, facts.get(name)
+        )
         for name, found in rows.items()
         if len(found)
     }
+
+
+def _not_asked(queries: Version, free: np.ndarray) -> np.ndarray:
+    """Unlabelled questions but for those in whose words a question with labels asks, of any split:
+    a pseudo label must say nothing of a test question, nor contradict a person. Of several that ask
+    the same the first stays.
+
+    Args:
+        free: row numbers of all unlabelled questions, ascending.
+    """
+    if not len(free):
+        return free
+    queries.fetch("words")
+    words = np.concatenate([queries.array(block.number, "words") for block in queries.blocks])
+    with_labels = np.delete(words, free)
+    free = free[np.isin(words[free], with_labels, invert=True)]
+    _, first = np.unique(words[free], return_index=True)
+    return free[np.sort(first)]
 
 
 def _queries_of(qrels: Version) -> np.ndarray:

@@ -136,8 +136,9 @@ class Workflow:
         return version
 
     def small(
-        self, name: str, identity: Mapping[str, Any], make: Callable[[], list[Parts]]
-    ) -> Version:
+        self, name: str, identity: Mapping[str, Any], make: Callable[[], list[Parts]],
+        facts: Mapping[str, Any] | None = None,
+    ) -> Version:  # fmt: skip
         """A table this process makes: `make` gives its blocks, each with rows in "table"."""
         whole = {"stage": name, **identity}
         draft, found = self._before(name, whole)
@@ -148,7 +149,7 @@ class Workflow:
             for number, parts in enumerate(blocks):
                 rows = len(parts[artifacts.TABLE])
                 artifacts.commit_block(draft.path, number, parts, rows=rows, key="", facts={})
-            return self._after(draft.finish({}, blocks=len(blocks)))
+            return self._after(draft.finish(facts or {}, blocks=len(blocks)))
 
     def files(
         self,

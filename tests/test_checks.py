@@ -21,9 +21,9 @@ from rocketray.checks import (
     near_pairs,
     sketches,
     unlabelled_copies,
-    words,
 )
 from rocketray.model import weights
+from rocketray.stages import ingest
 
 WORDS = [f"{a}{b}" for a in ("river", "stone", "cloud", "light", "field", "night", "music", "bread")
          for b in ("ing", "ers", "ful", "less", "ward", "like", "some", "ness")]  # fmt: skip
@@ -210,7 +210,7 @@ def test_foreign_texts(data: Data) -> None:
     ],
 )
 def test_words_alone(text: str, same: str) -> None:
-    assert words(text) == same
+    assert ingest.words(text) == same
 
 
 def test_folding_keeps_punctuation() -> None:

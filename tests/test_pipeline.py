@@ -247,6 +247,24 @@ def test_hidden_labels_become_unlabelled_questions(tmp_path: Path) -> None:
     assert hidden <= set(flow.made["unlabelled_queries"].read()["query"].to_pylist())
 
 
+def test_what_was_asked_before_gets_no_pseudo_label(tmp_path: Path) -> None:
+    """A question with labels in other signs, and one of two that are the same but for case."""
+    place = new(tmp_path)
+    path = place.data / "queries.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    texts = {row["_id"]: row["text"] for row in rows}
+    tested = (place.data / "qrels" / "test.tsv").read_text().splitlines()[1].split("\t")[0]
+    more = [texts[tested].upper() + "?!", "Is it new?", "is it NEW", "???", "!"]
+    lines = [json.dumps({"_id": f"more{n}", "text": text}) + "\n" for n, text in enumerate(more)]
+    path.write_text(path.read_text() + "".join(lines))
+    flow = place.run(until="unlabelled_queries")
+    chosen = flow.made["unlabelled_queries"]
+    kept = flow.made["queries"].take(chosen.read()["query"].to_numpy(), "qid")["qid"].to_pylist()
+    assert [qid for qid in kept if qid.startswith("more")] == ["more1", "more3", "more4"]
+    assert len(kept) == 9 + 3
+    assert chosen.facts == {"asked_before": 2}
+
+
 def test_hidden_positives_are_kept_from_training_and_scored_on_dev(tmp_path: Path) -> None:
     """Every question gets a second positive; half of all are hidden, so one of each."""
     place = new(tmp_path)

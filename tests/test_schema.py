@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocketray.schema import VERDICTS, Verdict, count, positives_of, require, sample, with_verdicts
+from rocketray.schema import (
+    VERDICTS,
+    Verdict,
+    count,
+    positives_of,
+    require,
+    sample,
+    text_hashes,
+    with_verdicts,
+)
 from tests.versions import qrels, scored
 
 
@@ -70,3 +79,9 @@ def test_more_rows_never_draw_one_that_had_lost(rows: set[int], seed: int) -> No
     before = set(sample(every, 5, seed))
     after = set(sample(np.append(every, np.arange(1001, 1030)), 5, seed))
     assert after & rows <= before
+
+
+def test_hashes_are_what_b2sum_says() -> None:
+    expected = bytes.fromhex("e4a6a0577479b2b45777a2bd3192d7e3")  # b2sum -l 64
+    assert text_hashes(["", "caf\u00e9"]).astype("<u8").tobytes() == expected
+    assert text_hashes([]).shape == (0,)

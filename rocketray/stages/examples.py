@@ -110,7 +110,7 @@ class HardExamples:
     (NV-Retriever's "shifted top-k"), and drawing from it (`sample`, see `in_drawn_order`).
     """
 
-    code = 1
+    code = 2
     light = True
 
     def __init__(
@@ -142,7 +142,7 @@ class HardExamples:
         names = ("query", "passages", "scores", "ce_scores", "verdicts")
         columns = [table[name].to_pylist() for name in names]
         rows: list[Row] = []
-        facts = {"filled": 0, "without": 0}
+        facts = {"filled": 0, "without": 0, "from_labels": 0, "from_pseudo_labels": 0}
         for query, passages, scores, ce_scores, verdicts, tail in zip(*columns, tails, strict=True):
             ce = dict(zip(passages, ce_scores, strict=True))
             hard = self._hard(query, passages, scores, verdicts)
@@ -163,6 +163,9 @@ class HardExamples:
                 hard = hard + more
             made_rows = spread(query, positives, self.copies, self.negatives, hard, source, ce)
             facts["without"] += not made_rows
+            theirs = sum(row["positive"] in pseudo for row in made_rows)
+            facts["from_pseudo_labels"] += theirs
+            facts["from_labels"] += len(made_rows) - theirs
             rows += made_rows
         return made(rows, facts)
 

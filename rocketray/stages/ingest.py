@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -34,6 +35,8 @@ COUNTED = ("rows", "empty", "very_long", "int_ids", "surrogates", "odd_answers",
 SURROGATES = re.compile("[\ud800-\udfff]")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
+WORD = re.compile(r"\w+")
+
 Rows = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
@@ -51,7 +54,7 @@ class Ingested(NamedTuple):
 
     table: pa.Table
     hashes: Hashes
-    """`id_hashes` of the table's ids."""
+    """Of the table's ids."""
     problems: list[Problem]
     """The first `PROBLEMS_KEPT`; `counts["problems"]` knows how many there are."""
     counts: dict[str, int]
@@ -110,7 +113,7 @@ def ingested(
     cells = zip(*rows, strict=True) if rows else iter([()] * len(columns))
     table = pa.table([list(column) for column in cells], schema=columns)
     ids = [values[0] for values in rows]
-    return Ingested(table, id_hashes(ids), problems[:PROBLEMS_KEPT], dict(counts))
+    return Ingested(table, schema.text_hashes(ids), problems[:PROBLEMS_KEPT], dict(counts))
 
 
 def string(record: Record, name: str, counts: Counter[str]) -> str:
@@ -172,16 +175,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def id_hashes(ids: Sequence[str]) -> Hashes:
-    """blake2b, 8 bytes, of each id."""
-    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+def words(text: str) -> str:
+    """The words alone: without differences of case, width, punctuation and white space."""
+    return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def named_queries(qrels: Iterable[Path]) -> Hashes:
     """Sorted id hashes of every query that some qrels file names."""
     names = {row.qid for path in qrels for row in lines.judgements(path)}
-    return np.sort(id_hashes(sorted(names)))
+    return np.sort(schema.text_hashes(sorted(names)))
 
 
 class Ids:
@@ -221,7 +223,7 @@ class Ids:
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Row number of each id, -1 where there is none."""
-        wanted = self.head(id_hashes(ids))
+        wanted = self.head(schema.text_hashes(ids))
         found = np.full(len(ids), -1, np.int64)
         at = np.searchsorted(self.keys, wanted)
         open_ = np.arange(len(ids))
@@ -408,12 +410,14 @@ def lot(seed: int, name: str) -> bytes:
 
 
 class Ingest:
-    """One cut -> a block of `table`, with the hashes of its ids; the form the engine runs.
+    """One cut -> a block of `table`, with the hashes of its ids and, for queries, of their words.
+
+    The form the engine runs.
 
     Facts: the counts, and `problems_kept`, which the pipeline raises before anything else runs.
     """
 
-    code = 1
+    code = 2
 
     def __init__(self, *, table: Literal["passages", "queries"], labelled: str | None) -> None:
         """`labelled`: for queries, a file of `named_queries`."""
@@ -428,4 +432,9 @@ class Ingest:
         storage.fetch_all([item.path, *titles])
         found = self.ingest(item)
         facts = {**found.counts, "problems_kept": [list(problem) for problem in found.problems]}
-        return Made({"table": found.table, "hashes": found.hashes}, len(found.table), facts)
+        parts = {"table": found.table, "hashes": found.hashes}
+        if isinstance(self.ingest, IngestQueries):
+            texts = found.table["text"].to_pylist()
+            # What is all signs has no words; it is itself.
+            parts["words"] = schema.text_hashes(words(text) or text for text in texts)
+        return Made(parts, len(found.table), facts)

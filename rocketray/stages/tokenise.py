@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from rocketray import schema
 from rocketray.artifacts import Made, Version
 from rocketray.model.tokens import Tokenizer
 
@@ -39,11 +39,7 @@ class Tokenise:
         for at in np.flatnonzero(np.isin(self.rows(item), without)):
             titles[at] = texts[at] = ""
         parts = dict(self.tokenizer.store_block(titles, texts, self.limit, **self.spaces))
-        parts["hashes"] = text_hashes(f"{a}\x1f{b}" for a, b in zip(titles, texts, strict=True))
+        parts["hashes"] = schema.text_hashes(
+            f"{a}\x1f{b}" for a, b in zip(titles, texts, strict=True)
+        )
         return Made(parts, len(texts), {"tokens": int(parts["offsets"][-1])})
-
-
-def text_hashes(texts: Iterable[str]) -> np.ndarray:
-    """64 bits of blake2b per text."""
-    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
-    return np.frombuffer(digests, dtype="<u8")

@@ -202,7 +202,7 @@ JUDGED = verdicts(
 def test_hard_negatives_are_dealt_in_rank_order(tmp_path: Path) -> None:
     made = hard(tmp_path, JUDGED, copies=3)(("labelled", 0))
     assert keyed(made.parts["table"]) == [(0, 1, 0, [10]), (0, 1, 1, [13]), (0, 1, 2, [14])]
-    assert made.facts == {"filled": 0, "without": 0}
+    assert made.facts == {"filled": 0, "without": 0, "from_labels": 3, "from_pseudo_labels": 0}
 
 
 def test_ce_scores_travel_with_the_example(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_fill_drop_gives_fewer_copies(tmp_path: Path) -> None:
     assert keyed(made.parts["table"]) == [(0, 1, 0, [10, 13])]
     made = hard(tmp_path / "more", JUDGED, negatives=4, fill="drop")(("labelled", 0))
     assert keyed(made.parts["table"]) == []
-    assert made.facts == {"filled": 0, "without": 1}
+    assert made.facts == {"filled": 0, "without": 1, "from_labels": 0, "from_pseudo_labels": 0}
 
 
 def test_fill_random_takes_neither_positives_nor_what_was_judged(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_fill_random_takes_neither_positives_nor_what_was_judged(tmp_path: Path)
     assert negatives[:3] == [10, 13, 14]
     assert len(set(negatives)) == 20
     assert not {1, 11, 12} & set(negatives)
-    assert made.facts == {"filled": 17, "without": 0}
+    assert made.facts == {"filled": 17, "without": 0, "from_labels": 1, "from_pseudo_labels": 0}
 
 
 def test_fill_unscored_tail_takes_what_the_run_lists_below_the_depth(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_fill_unscored_tail_drops_where_the_tail_is_too_short(tmp_path: Path) ->
     tail = version(tmp_path / "run", run((0, [10, 1])))
     made = hard(tmp_path, judged, fill="unscored_tail", run=tail)(("labelled", 0))
     assert keyed(made.parts["table"]) == []
-    assert made.facts == {"filled": 0, "without": 1}
+    assert made.facts == {"filled": 0, "without": 1, "from_labels": 0, "from_pseudo_labels": 0}
 
 
 def test_every_candidate_labelled_positive(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_every_candidate_labelled_positive(tmp_path: Path) -> None:
     rows = keyed(made.parts["table"])
     assert [row[:3] for row in rows] == [(2, 5, 0), (2, 6, 0)]
     assert not {5, 6} & {passage for row in rows for passage in row[3]}
-    assert made.facts == {"filled": 2, "without": 0}
+    assert made.facts == {"filled": 2, "without": 0, "from_labels": 2, "from_pseudo_labels": 0}
 
 
 def test_with_first_only_the_other_positives_are_no_negatives(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_pseudo_labels_are_never_filled(tmp_path: Path) -> None:
     made = stage(("pseudo", 0))
     assert keyed(made.parts["table"]) == [(7, 20, 0, [21]), (7, 20, 1, [23])]
     assert set(made.parts["table"]["source"].to_pylist()) == {"pseudo"}
-    assert made.facts == {"filled": 0, "without": 1}
+    assert made.facts == {"filled": 0, "without": 1, "from_labels": 0, "from_pseudo_labels": 2}
 
 
 # ----------------------------------------------------------------------------- beyond the paper
@@ -305,6 +305,7 @@ def test_promoted_passages_are_positives_after_the_labelled_one(tmp_path: Path) 
     judged = verdicts((0, [10, 1, 11, 12], [1.0, 0.9, 0.0, 0.0], [PSEUDO, LABELLED, HARD, HARD]))
     made = hard(tmp_path, judged)(("labelled", 0))
     assert keyed(made.parts["table"]) == [(0, 1, 0, [11]), (0, 10, 0, [12])]
+    assert (made.facts["from_labels"], made.facts["from_pseudo_labels"]) == (1, 1)
     assert set(made.parts["table"]["source"].to_pylist()) == {"labelled"}
 
 

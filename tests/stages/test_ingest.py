@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rocketray import schema
 from rocketray.errors import UserError
 from rocketray.formats import Cut, Source, cut
-from rocketray.schema import PASSAGES, QRELS, QUERIES
+from rocketray.schema import PASSAGES, QRELS, QUERIES, text_hashes
 from rocketray.stages import ingest
 from rocketray.stages.ingest import (
     COUNTED,
@@ -27,7 +28,6 @@ from rocketray.stages.ingest import (
     Problem,
     hide_labels,
     hide_positives,
-    id_hashes,
     named_queries,
     raise_duplicates,
     raise_problems,
@@ -52,7 +52,7 @@ def ids_of(names: Sequence[str]) -> Ids:
         assert (np.diff(rows) > 0).all()
         return [names[row] for row in rows]
 
-    return Ids([id_hashes(names[:2]), id_hashes(names[2:])], len(names), read)
+    return Ids([text_hashes(names[:2]), text_hashes(names[2:])], len(names), read)
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -78,7 +78,7 @@ def test_passages(tmp_path: Path) -> None:
     assert found.problems == []
     counted = {"rows": 5, "empty": 1, "very_long": 1, "int_ids": 1, "surrogates": 2}
     assert found.counts == {**dict.fromkeys(COUNTED, 0), **counted}
-    assert found.hashes.tolist() == id_hashes(["a", "7", "../../x", "d", "e"]).tolist()
+    assert found.hashes.tolist() == text_hashes(["a", "7", "../../x", "d", "e"]).tolist()
 
 
 def test_queries(tmp_path: Path) -> None:
@@ -239,9 +239,9 @@ def test_duplicates() -> None:
 
 def test_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every hash equal, the real ids decide."""
-    monkeypatch.setattr(ingest, "id_hashes", lambda ids: np.full(len(ids), 5, np.uint64))
+    monkeypatch.setattr(schema, "text_hashes", lambda ids: np.full(len(ids), 5, np.uint64))
     names = ["a", "b", "c", "b"]
-    ids = Ids([ingest.id_hashes(names)], 4, lambda rows: [names[row] for row in rows])
+    ids = Ids([schema.text_hashes(names)], 4, lambda rows: [names[row] for row in rows])
     assert ids.rows(["c", "x", "b", "a"]).tolist() == [2, -1, 1, 0]
     assert ids.duplicates() == [(1, 3)]
 
