@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -42,7 +43,7 @@ from measure import Result, in_two_processes, interleaved, line, ratios, report
 from training import packages, read_pairs, rows_of
 
 from rocketray import measures, pipeline
-from rocketray.artifacts import Draft, RunFolder, Version, commit_block, read_table
+from rocketray.artifacts import Draft, RunFolder, commit_block, read_table
 from rocketray.engine.bulk import Job, run_jobs
 from rocketray.formats import open_dataset
 from rocketray.measures import Hits
@@ -54,7 +55,9 @@ from rocketray.model.inference import Encoder, Precision, Scorer
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, parse
+from rocketray.schema import RUN, text_hashes
 from rocketray.stages.encode import Encode
+from rocketray.stages.score import Score
 from rocketray.workflow import Workflow
 
 SIZES = (16, 32, 64, 128, 256)
@@ -390,41 +393,82 @@ def ndcg(told: argparse.Namespace, precision: Precision) -> float:
 # ------------------------------------------------------------------------------------ actors
 
 
+@dataclass(frozen=True)
+class Work:
+    """A stage over blocks of alike work."""
+
+    name: str
+    unit: str
+    stage: Any
+    settings: dict[str, Any]
+    size: int
+    """Units of a block."""
+
+
 def actors(told: argparse.Namespace) -> list[Result]:
-    """Passages per second between the first and the last finished block: no start-up in it."""
-    tokens = write_blocks(told)
-    rates: dict[str, list[float]] = {"one": [], "two": [], "ray": []}
-    for _ in range(min(3, told.rounds)):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rates["one"].append(steady(pool.apply(make_blocks, (told, tokens))))
-        two = in_two_processes(make_blocks, told, tokens)
-        rates["two"].append(steady(two[0] + two[1]))
-        rates["ray"].append(steady(by_ray(told, tokens)))
+    """Rows per second between the first and the last finished block: no start-up in it."""
+    results = []
+    for work in works(told):
+        rates: dict[str, list[float]] = {"one": [], "two": [], "ray": []}
+        for _ in range(min(3, told.rounds)):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rates["one"].append(steady(pool.apply(make_blocks, (told, work))))
+            two = in_two_processes(make_blocks, told, work)
+            rates["two"].append(steady(two[0] + two[1]))
+            rates["ray"].append(steady(by_ray(told, work)))
+        two, ray = (work.size * statistics.median(rates[name]) for name in ("two", "ray"))
+        results += [
+            Result(name=f"{work.name}, two workers of a thread each", unit=f"{work.unit}/s",
+                   value=two, peer="one", target=1.85, **ratios(rates["two"], rates["one"])),
+            Result(name=f"{work.name}, Ray Data, two actors", unit=f"{work.unit}/s", value=ray,
+                   peer="two plain processes", target=0.97, **ratios(rates["ray"], rates["two"])),
+        ]  # fmt: skip
+    return results
+
+
+def works(told: argparse.Namespace) -> list[Work]:
+    """The same texts, and the same pairs, in each block."""
     size = told.rows // 4
-    return [
-        Result(name="two workers of a thread each", unit="passages/s", peer="one", target=1.85,
-               value=size * statistics.median(rates["two"]), **ratios(rates["two"], rates["one"])),
-        Result(name="Ray Data, two actors", unit="passages/s", peer="two plain processes",
-               target=0.97, value=size * statistics.median(rates["ray"]),
-               **ratios(rates["ray"], rates["two"])),
-    ]  # fmt: skip
-
-
-def write_blocks(told: argparse.Namespace) -> str:
-    """A token store in blocks of alike work: the same texts in each."""
-    tokenizer = Tokenizer(model_of(told, "mean"))
-    block = tokenizer.store_block(None, told.texts[: told.rows // 4], told.passage_length)
-    draft = Draft(told.folder / "tokens", "tokens", {})
+    mean, cross = (Tokenizer(model_of(told, name)) for name in ("mean", "cross"))
+    blocks = write_store(told, "blocks", mean, told.texts[:size], told.blocks)
+    questions = [question for question, _ in told.pairs[: size // 2]]
+    lists = [[n, n + 1] for n in range(len(questions))]
+    run = pa.table([rows(len(lists)), lists, [[0.0, 0.0]] * len(lists)], schema=RUN)
+    draft = Draft(told.folder / "run", "run", {})
     for number in range(told.blocks):
-        commit_block(draft.path, number, block, rows=told.rows // 4, key="", facts={})
+        commit_block(draft.path, number, {"table": run}, rows=len(run), key="", facts={})
+    pairs = {
+        "run": str(draft.finish({}).path),
+        "query_tokens": write_store(told, "queries", cross, questions, 1),
+        "passage_tokens": write_store(told, "passages", cross, told.texts, 1),
+        "cross": str(told.folder / "cross"),
+        "depth": 2,
+        "precision": "float32",
+    }
+    encode_ = {"model": str(told.folder / "mean"), "tokens": blocks}
+    return [
+        Work("encode", "passages", Encode, encode_, size),
+        Work("score", "pairs", Score, pairs, 2 * len(lists)),
+    ]
+
+
+def write_store(
+    told: argparse.Namespace, name: str, tokenizer: Tokenizer, texts: list[str], blocks: int
+) -> str:
+    """A token store of so many blocks, each of these texts."""
+    block = dict(tokenizer.store_block(None, texts, told.passage_length))
+    block["hashes"] = text_hashes(texts)
+    draft = Draft(told.folder / name, name, {})
+    for number in range(blocks):
+        commit_block(draft.path, number, block, rows=len(texts), key="", facts={})
     return str(draft.finish({}).path)
 
 
-def make_blocks(told: argparse.Namespace, tokens: str) -> list[float]:
+def make_blocks(told: argparse.Namespace, work: Work) -> list[float]:
     """When each block was done, in a process of its own or in each of two that share the work."""
     torch.set_num_threads(1)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    stage = Encode(model=str(told.folder / "mean"), tokens=tokens)
+    stage = work.stage(**work.settings)
     done = []
     for block in range(rank, told.blocks, world):
         stage(block)
@@ -432,12 +476,11 @@ def make_blocks(told: argparse.Namespace, tokens: str) -> list[float]:
     return done
 
 
-def by_ray(told: argparse.Namespace, tokens: str) -> list[float]:
+def by_ray(told: argparse.Namespace, work: Work) -> list[float]:
     """When each block was committed by the engine's two actors."""
-    draft = Draft(told.folder / uuid.uuid4().hex, "embeddings", {})
-    settings = {"model": str(told.folder / "mean"), "tokens": tokens}
-    items = range(len(Version.open(tokens).blocks))
-    job = Job(draft, Encode, settings, items, [str(item) for item in items])
+    draft = Draft(told.folder / uuid.uuid4().hex, work.name, {})
+    items = range(told.blocks)
+    job = Job(draft, work.stage, work.settings, items, [str(item) for item in items])
     run_jobs([job], Cluster(bulk=BulkCluster(actors=2, gpus=False)), lambda receipt: None)
     return [path.stat().st_mtime for path in (draft.path / "receipts").glob("*.json")]
 

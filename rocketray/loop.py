@@ -51,6 +51,8 @@ def run(
             display.show(plan.table(recipe, ready))
             pipeline.run(flow, ready)
             results.conclude(flow)
+            if until and until not in flow.made:
+                display.say(f"  note: --until {until}: this run has no such stage, and is whole.")
         except Finished:
             display.say(f"Stopped after {until}, as asked. Without --until it goes on from here.")
         return flow

@@ -988,11 +988,13 @@ STAGES = (
     "train_queries", "dev_queries", "test_queries", "unlabelled_queries",
     "initial", "initial_cross", "query_tokens", "passage_tokens",
     "dual_0_examples", "dual_0", "initial_embeddings", "dual_0_embeddings",
+    "initial_index", "dual_0_index",
     "initial_test", "dual_0_train", "dual_0_dev", "dual_0_test",
     "cross_examples", "cross", "dual_0_train_scored", "dual_0_dev_scored", "denoise",
-    "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_unlabelled", "dual_1_test",
+    "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_index", "dual_1_unlabelled",
+    "dual_1_test",
     "dual_1_unlabelled_scored", "augment",
-    "dual_2_examples", "dual_2", "dual_2_embeddings", "dual_2_test", "dual_2_test_scored",
-    "bm25_test",
+    "dual_2_examples", "dual_2", "dual_2_embeddings", "dual_2_index", "dual_2_test",
+    "dual_2_test_scored", "bm25_test",
 )  # fmt: skip
 """Every stage, in order: what `--until` takes."""

@@ -32,8 +32,14 @@ def start(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log_of(out).open("ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+            command, stdout=log, stderr=log, env=environment, start_new_session=True,
+            preexec_fn=_hear_interrupts,
+        )  # fmt: skip
+
+
+def _hear_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def log_of(out: Path) -> Path:

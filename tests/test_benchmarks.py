@@ -96,7 +96,8 @@ def test_bulk(tmp_path: Path) -> None:
           for what in ("", ", share of the limit", ", 1 - cosine")),
         *(f"score, 1 thread{what}" for what in ("", ", share of the limit", ", difference")),
         "encode in int8", "a product in int8", "nDCG@10 in int8",
-        "two workers of a thread each", "Ray Data, two actors",
+        *(f"{stage}, {pool}" for stage in ("encode", "score")
+          for pool in ("two workers of a thread each", "Ray Data, two actors")),
     ]  # fmt: skip
     # What is no time: the same texts give the same numbers on both sides.
     assert all(line["value"] < 1e-6 for name, line in found.items() if "cosine" in name)
@@ -105,9 +106,30 @@ def test_bulk(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mining(tmp_path: Path) -> None:
-    pytest.importorskip("datasets", reason="theirs needs it")
     small = ("--only", "mining", "--layers", "1", "--rows", "16", "--passage-length", "32",
              "--questions", "8", "--corpus", "60")  # fmt: skip
     lines = measured("bulk.py", tmp_path / "b.json", *small)
     found = {line["name"].removeprefix("packages: "): line for line in lines}
     assert found["pairs scored for it"]["value"] == 0
+
+
+@pytest.mark.slow
+def test_quality(tmp_path: Path) -> None:
+    """Both sides, to the end: ours by the whole recipe, theirs by its trainers and its miner."""
+    told = ("model.dual.towers=one", "model.dual.similarity=cosine", "model.dual.temperature=0.05",
+            "cluster.bulk.actors=0", "cluster.train.workers=0")  # fmt: skip
+    small = [argument for setting in told for argument in ("--set", setting)]
+    found = measured(
+        "quality.py",
+        tmp_path / "q.json",
+        "--out",
+        str(tmp_path / "out"),
+        "--recipe",
+        "tiny",
+        *small,
+    )
+    assert found[0]["name"] == "mrr@10 of the dual encoder"
+    assert 0 < found[0]["value"] <= 1
+    assert 0 < found[1]["value"] <= 1
+    made = {path.parent.name for path in tmp_path.glob("out/seed-0/theirs/*/model.safetensors")}
+    assert made == {"base", "cross", "no-hard-negatives", "relative-margin-0.05", "at-most-0.5"}

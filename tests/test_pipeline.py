@@ -64,8 +64,8 @@ class Place:
     def run(self, *overrides: str, **options: Any) -> Workflow:
         display = Display(Console(file=io.StringIO(), width=200))
         return loop.run(
-            str(self.recipe), self.out, data=self.data, overrides=overrides, display=display,
-            **options,
+            str(self.recipe), self.out, data=self.data, overrides=overrides,
+            **{"display": display, **options},
         )  # fmt: skip
 
     def copied(self, folder: Path) -> Place:
@@ -107,8 +107,16 @@ def test_the_stages_are_those_that_until_takes(finished: Place) -> None:
     made = set(RunFolder.open(finished.out).current()) - {"metrics"}
     assert made <= set(pipeline.STAGES)
     assert set(pipeline.STAGES) - made == {
-        "qrels_hidden", "qrels_hidden_positives", "dual_0_dev_scored",
+        "qrels_hidden", "qrels_hidden_positives", "dual_0_dev_scored", "initial_index",
+        "dual_0_index", "dual_1_index", "dual_2_index",
     }  # fmt: skip
+
+
+def test_until_a_stage_that_this_run_has_not(place: Place) -> None:
+    said = io.StringIO()
+    flow = place.run(until="dual_0_index", display=Display(Console(file=said, width=200)))
+    assert not remade(flow)
+    assert "--until dual_0_index: this run has no such stage, and is whole." in said.getvalue()
 
 
 def test_every_artifact_is_as_its_manifest_says(finished: Place) -> None:

@@ -212,6 +212,7 @@ def _on_ray(
                 left.pop((receipt.job, receipt.block), None)
                 breaks = 0
                 yield receipt
+            return
         except UserError:
             raise
         except Exception as error:  # Ray's: those of a stage come as receipts.

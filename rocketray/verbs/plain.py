@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -75,28 +75,61 @@ def write_indexes(folder: Path, name: str, indexes: Version) -> list[Path]:
 
 
 class Names:
-    """People's ids and texts of both tables, by row number. Held in memory: strings, by Arrow."""
+    """People's ids and texts of the rows that a run names, by row number. Only those rows are held
+    in memory, which grows with the run and not with the corpus."""
 
-    def __init__(self, queries: Version, passages: Version) -> None:
-        self.queries, self.passages = queries.read(), passages.read()
+    def __init__(
+        self, queries: Version, passages: Version, run: Version, *, texts: bool = False,
+        also: Iterable[int] = (),
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            texts: of passages, too, not ids alone.
+            also: passages that the run does not name.
+        """
+        asked, named = _rows(run)
+        columns = ("pid", "title", "text") if texts else ("pid",)
+        self.queries = _Rows(queries, asked, "qid", "text")
+        self.passages = _Rows(passages, np.union1d(named, [*also]).astype(np.int64), *columns)
 
     def qid(self, query: int) -> str:
-        return str(self.queries["qid"][query].as_py())
+        return self.queries.cells("qid", [query])[0]
 
     def pids(self, passages: Sequence[int]) -> list[str]:
-        found: list[str] = self.passages["pid"].take(pa.array(passages, pa.int64())).to_pylist()
-        return found
+        return self.passages.cells("pid", passages)
 
     def question(self, query: int) -> str:
-        return str(self.queries["text"][query].as_py())
+        return self.queries.cells("text", [query])[0]
 
     def text(self, passage: int) -> str:
         """As a cross-encoder reads it: title and text as one string."""
-        title, text = (self.passages[name][passage].as_py() for name in ("title", "text"))
-        return f"{title} {text}" if title else str(text)
+        title, text = (self.passages.cells(name, [passage])[0] for name in ("title", "text"))
+        return f"{title} {text}" if title else text
 
     def says_something(self, passage: int) -> bool:
         return bool(self.text(passage).strip())
+
+
+class _Rows:
+    """Some rows of a table."""
+
+    def __init__(self, version: Version, rows: np.ndarray, *columns: str) -> None:
+        self.rows, self.table = rows, version.take(rows, *columns)
+
+    def cells(self, column: str, rows: Sequence[int]) -> list[str]:
+        places = pa.array(np.searchsorted(self.rows, rows), pa.int64())
+        found: list[str] = self.table[column].take(places).to_pylist()
+        return found
+
+
+def _rows(run: Version) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and passages that a run names, each ascending and once."""
+    queries, passages = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for number in range(len(run.blocks)):
+        table = run.table(number, ["query", "passages"])
+        queries.append(table["query"].to_numpy())
+        passages.append(np.unique(table["passages"].combine_chunks().flatten().to_numpy()))
+    return np.unique(np.concatenate(queries)), np.unique(np.concatenate(passages))
 
 
 def write_trec(path: Path, run: Version, names: Names, by: str = "scores") -> None:
@@ -121,7 +154,7 @@ def write_pairs(path: Path, scored: Version, names: Names) -> None:
         for number in range(len(scored.blocks)):
             table = scored.table(number)
             sizes = [len(row) for row in table["passages"].to_pylist()]
-            qids = [names.qid(query) for query in table["query"].to_pylist()]
+            qids = names.queries.cells("qid", table["query"].to_pylist())
             flat = {name: table[name].combine_chunks().flatten() for name in
                     ("passages", "scores", "ce_scores")}  # fmt: skip
             pairs = [

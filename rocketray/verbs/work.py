@@ -172,7 +172,7 @@ def retrieve(
         )
         run = runs[dual.name][purpose]
         path = flow.folder.path / "runs" / f"{run.name}.trec"
-        plain.write_trec(path, run, Names(asked.texts, tables.passages))
+        plain.write_trec(path, run, Names(asked.texts, tables.passages, run))
         _measured(flow, tables, asked, {run.name: run.read()})
         times(flow)
         flow.display.say(f"run: {path}  --run {run.name} for the other verbs")
@@ -194,7 +194,7 @@ def score(
     with opened("score", out, data, overrides, options, take_over, display) as (flow, tables):
         found, asked = named.run(flow, tables, run, queries)
         scored = _scored(flow, tables, found, asked, model, k, overrides)
-        names = Names(asked.texts, tables.passages)
+        names = Names(asked.texts, tables.passages, scored)
         folder = flow.folder.path / "runs"
         plain.write_trec(folder / f"{scored.name}.trec", scored, names, by="ce_scores")
         plain.write_pairs(folder / f"{scored.name}.parquet", scored, names)
@@ -365,7 +365,8 @@ def _examples(
     positives: Mapping[int, Sequence[int]], negatives: int, to: Path | None,
 ) -> None:  # fmt: skip
     """The table of verdicts, what was removed, and the file of examples."""
-    names = Names(asked.texts, tables.passages)
+    labelled = [passage for query in positives for passage in positives[query]]
+    names = Names(asked.texts, tables.passages, verdicts, texts=True, also=labelled)
     flow.display.show(verdict_table(plain.judged(verdicts), verdicts.rows))
     _show_removed(flow, verdicts, names)
     path = to or flow.folder.path / "examples" / f"{verdicts.name}.jsonl"

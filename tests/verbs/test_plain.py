@@ -1,0 +1,45 @@
+"""What verbs write for other tools: ids and texts of the rows that a run names, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rocketray.artifacts import Version
+from rocketray.schema import PASSAGES
+from rocketray.verbs.plain import Names
+from tests.versions import questions, run, table, version
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Version, Version, Version]:
+    """Two questions, six passages in blocks of three, a run in two blocks."""
+    rows = [(f"p{n}", "T" * (n % 2), f"text {n}") for n in range(6)]
+    passages = version(tmp_path / "p", table(PASSAGES, *rows[:3]), table(PASSAGES, *rows[3:]))
+    queries = version(tmp_path / "q", questions("who", "why", "how"))
+    found = version(tmp_path / "r", run((0, [5, 1])), run((2, [1])))
+    return Version.open(queries), Version.open(passages), Version.open(found)
+
+
+def test_ids_and_texts_by_row(tables: tuple[Version, Version, Version]) -> None:
+    names = Names(*tables, texts=True)
+    assert [names.qid(0), names.qid(2)] == ["q0", "q2"]
+    assert names.question(2) == "how"
+    assert names.pids([1, 5, 1]) == ["p1", "p5", "p1"]
+    assert names.text(5) == "T text 5"
+    assert names.says_something(1)
+
+
+def test_only_named_rows_are_held(tables: tuple[Version, Version, Version]) -> None:
+    names = Names(*tables, also=[4, 1])
+    assert names.passages.rows.tolist() == [1, 4, 5]
+    assert names.passages.table.column_names == ["pid"]
+    assert names.queries.rows.tolist() == [0, 2]
+    assert names.pids([4]) == ["p4"]
+
+
+def test_an_empty_run(tables: tuple[Version, Version, Version], tmp_path: Path) -> None:
+    queries, passages, _ = tables
+    names = Names(queries, passages, Version.open(version(tmp_path / "none", run())), texts=True)
+    assert names.pids([]) == []
