@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+pytestmark = pytest.mark.timeout(600)  # Minutes on a quiet machine, and CI is not one.
 FIELDS = {"name", "value", "unit", "peer", "ratio", "low", "high", "target", "better"}
 
 
 def measured(script: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(BENCHMARKS / script), "--json", str(out), *arguments]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    subprocess.run(command, check=True, capture_output=True, timeout=560)
     found: list[dict[str, Any]] = json.loads(out.read_text())
     assert all(line.keys() == FIELDS for line in found)
     assert all(line["better"] in ("higher", "lower") for line in found)
