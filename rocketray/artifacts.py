@@ -354,6 +354,22 @@ def write_receipt(folder: Path, receipt: Mapping[str, Any]) -> None:
     write_json(folder / "receipts" / f"{receipt['block']:05d}.json", receipt)
 
 
+class Taken:
+    """Some rows of a table, in memory: cells by row number.
+
+    Args:
+        rows: ascending and distinct.
+    """
+
+    def __init__(self, version: Version, rows: np.ndarray, *columns: str) -> None:
+        self.rows, self.table = rows, version.take(rows, *columns)
+
+    def cells(self, column: str, rows: Sequence[int]) -> list[str]:
+        places = pa.array(np.searchsorted(self.rows, rows), pa.int64())
+        found: list[str] = self.table[column].take(places).to_pylist()
+        return found
+
+
 @dataclass(frozen=True)
 class Draft:
     """A version being written. Picklable: workers commit blocks through its path alone."""

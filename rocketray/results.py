@@ -106,12 +106,11 @@ def _answer_recall(flow: Workflow, run: pa.Table) -> dict[str, float]:
     if flow.recipe.data.positives != "answers":
         return {}
     answers = flow.made["queries"].read(["answers"])["answers"]
-    listed = _listed(run)
-    texts = flow.made["passages"].take(listed, "text")["text"]
+    texts = artifacts.Taken(flow.made["passages"], _listed(run), "text")
     return measures.answer_recall(
         run,
         {query: answers[query].as_py() for query in run["query"].to_pylist()},
-        lambda passage: str(texts[int(np.searchsorted(listed, passage))].as_py()),
+        lambda passage: texts.cells("text", [passage])[0],
         ANSWER_DEPTHS,
     )
 
@@ -138,14 +137,12 @@ def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:
     """One TREC run file, in people's ids."""
     qids = flow.made["queries"].read(["qid"])["qid"]
     depth = flow.recipe.evaluate.trec_depth
-    listed = _listed(run, depth)
-    pids = flow.made["passages"].take(listed, "pid")["pid"]
+    pids = artifacts.Taken(flow.made["passages"], _listed(run, depth), "pid")
 
     def rows() -> Iterator[tuple[str, list[str], list[float]]]:
         columns = (run[column].to_pylist() for column in run.column_names)
         for query, passages, scores in zip(*columns, strict=True):
-            names = pids.take(pa.array(np.searchsorted(listed, passages[:depth]))).to_pylist()
-            yield qids[query].as_py(), names, scores[:depth]
+            yield qids[query].as_py(), pids.cells("pid", passages[:depth]), scores[:depth]
 
     path = flow.folder.path / "runs" / f"{name}.trec"
     path.parent.mkdir(exist_ok=True)

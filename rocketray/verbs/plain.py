@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rocketray import measures
-from rocketray.artifacts import Version
+from rocketray.artifacts import Taken, Version
 from rocketray.errors import UserError
 from rocketray.schema import Verdict
 from rocketray.stages.index import INDEX
@@ -89,8 +89,8 @@ class Names:
         """
         asked, named = _rows(run)
         columns = ("pid", "title", "text") if texts else ("pid",)
-        self.queries = _Rows(queries, asked, "qid", "text")
-        self.passages = _Rows(passages, np.union1d(named, [*also]).astype(np.int64), *columns)
+        self.queries = Taken(queries, asked, "qid", "text")
+        self.passages = Taken(passages, np.union1d(named, [*also]).astype(np.int64), *columns)
 
     def qid(self, query: int) -> str:
         return self.queries.cells("qid", [query])[0]
@@ -108,18 +108,6 @@ class Names:
 
     def says_something(self, passage: int) -> bool:
         return bool(self.text(passage).strip())
-
-
-class _Rows:
-    """Some rows of a table."""
-
-    def __init__(self, version: Version, rows: np.ndarray, *columns: str) -> None:
-        self.rows, self.table = rows, version.take(rows, *columns)
-
-    def cells(self, column: str, rows: Sequence[int]) -> list[str]:
-        places = pa.array(np.searchsorted(self.rows, rows), pa.int64())
-        found: list[str] = self.table[column].take(places).to_pylist()
-        return found
 
 
 def _rows(run: Version) -> tuple[np.ndarray, np.ndarray]:
