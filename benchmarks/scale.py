@@ -45,6 +45,8 @@ STAGES = {
     "initial_embeddings": "encode",
     "initial_test": "retrieve",
 }
+BULK = (b"ray::MapBatches", b"ray::IDLE")
+"""Names of processes that make blocks, or wait for the next one."""
 MB = 1e6
 
 
@@ -203,7 +205,7 @@ def memory() -> dict[str, int]:
 def bulk_workers() -> Iterator[Path]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+            if (folder / "cmdline").read_bytes().startswith(BULK):
                 yield folder
         except OSError:  # It has just ended.
             continue

@@ -624,6 +624,66 @@ def check(
     checks.show(found, as_json=as_json)
 
 
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray plan small --data my_corpus --unlabelled log.txt
+
+    rocketray plan msmarco --passages 8841823 --queries 502939 --machine p5.48xlarge
+
+    rocketray plan msmarco --passages 8841823 --queries 502939 --machine g6.xlarge:64@0.35 --json
+
+With --data and without --machine, a minute of work on a sample measures this machine.
+"""
+)
+def plan(
+    recipe: RecipeName,
+    data: Annotated[
+        Path | None, typer.Option(help="Count its rows; and probe, where no machine is named.")
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="More unlabelled questions: .jsonl, .tsv or .txt.")
+    ] = None,
+    hide_labels: Annotated[
+        float | None, typer.Option(help="Share of training questions to treat as unlabelled.")
+    ] = None,
+    passages: Annotated[int | None, typer.Option(min=1)] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Training questions.")] = None,
+    test_queries: Annotated[int | None, typer.Option(min=0)] = None,
+    unlabelled_queries: Annotated[int | None, typer.Option(min=0)] = None,
+    query_tokens: Annotated[
+        float | None, typer.Option(help="Mean of a question's, special tokens included [12].")
+    ] = None,
+    passage_tokens: Annotated[float | None, typer.Option(help="Mean of a passage's [80].")] = None,
+    pseudo: Annotated[
+        float | None, typer.Option(help="Share of unlabelled questions to get a label [0.5].")
+    ] = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME, NAME:COUNT or NAME:COUNT@DOLLARS (an hour, each); repeatable."),
+    ] = None,
+    settings: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list, an entry a machine.")] = False,
+) -> None:
+    """What a recipe will take: time, GPU-hours, storage, network, money, and what limits it."""
+    from rocketray import forecast
+
+    overrides = list(settings or [])
+    if hide_labels is not None:
+        overrides.append(f"data.hide_labels={hide_labels}")
+    told = {
+        "passages": passages, "train": queries, "labels": queries, "test": test_queries,
+        "unlabelled": unlabelled_queries, "query_tokens": query_tokens,
+        "passage_tokens": passage_tokens, "pseudo": pseudo,
+    }  # fmt: skip
+    forecast.forecast(
+        recipe, counts={name: value for name, value in told.items() if value is not None},
+        machines=machine or [], data=data, unlabelled=unlabelled, overrides=overrides,
+        as_json=as_json,
+    )  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 a bug or a lost machine, 2 the user can mend it,
     130 interrupted."""

@@ -1,8 +1,11 @@
-"""cluster.yaml: valid for Ray's launcher, and without the defaults that would do harm."""
+"""The clusters that come with rocketray: valid for Ray's launcher, and without the defaults that
+would do harm."""
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 Config = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def written() -> Config:
+@pytest.fixture(scope="module", params=["cluster.yaml", "docs/gcp.yaml"])
+def written(request: pytest.FixtureRequest) -> Config:
     """The file as it stands."""
-    config: Config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    config: Config = yaml.safe_load((ROOT / request.param).read_text(encoding="utf-8"))
     return config
 
 
@@ -53,7 +56,7 @@ def test_workers_are_spot_machines_from_zero(config: Config, name: str) -> None:
     node = config["available_node_types"][name]
     assert node["min_workers"] == 0
     assert node["max_workers"] <= config["max_workers"]
-    assert node["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "spot" in str(node["node_config"]).lower()
 
 
 def test_gpus_are_on_gpu_workers_only(config: Config) -> None:
@@ -91,3 +94,44 @@ def test_nodes_install_every_dependency(written: Config) -> None:
     (install,) = (c for c in written["setup_commands"] if "pip install" in c)
     words = install.replace('"', "").split()
     assert needed <= set(words)
+
+
+# ------------------------------------------------------------------------------------- kubernetes
+
+
+@pytest.fixture(scope="module")
+def kubernetes() -> Config:
+    job: Config = yaml.safe_load((ROOT / "docs/kuberay.yaml").read_text(encoding="utf-8"))
+    return job
+
+
+def test_kubernetes_head_runs_no_work(kubernetes: Config) -> None:
+    cluster = kubernetes["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert cluster["authOptions"] == {"mode": "token"}
+
+
+def test_kubernetes_workers_come_when_asked_for(kubernetes: Config) -> None:
+    cluster = kubernetes["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    for group in cluster["workerGroupSpecs"]:
+        assert group["replicas"] == group["minReplicas"] == 0
+        assert group["maxReplicas"] > 0
+
+
+def test_kubernetes_rays_version_is_the_pinned_one(kubernetes: Config) -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    (pinned,) = re.findall(r"^ray==(\S+)", pins, re.MULTILINE)
+    assert kubernetes["spec"]["rayClusterSpec"]["rayVersion"] == pinned
+
+
+def test_kubernetes_runs_a_real_command(kubernetes: Config) -> None:
+    """Its options and fields are the command line's and the recipe's."""
+    from rocketray import recipe
+
+    verb, name, *words = shlex.split(kubernetes["spec"]["entrypoint"].removeprefix("rocketray "))
+    assert verb == "run"
+    settings = [after for before, after in itertools.pairwise(words) if before == "--set"]
+    told = recipe.load(name, settings)
+    assert told.cluster.bulk.gpus is True
+    assert told.cluster.train.workers == 4

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from typing import Any, Protocol
 
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
-from rocketray.engine.cluster import Room, connect, has_gpus
+from rocketray.engine.cluster import Room, connect, has_gpus, is_here
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
@@ -39,6 +40,8 @@ QUICK_BLOCKS = 32
 """So many blocks of a light stage are made before a pool of workers would have started."""
 RESTARTS = 3
 """So often a pool that Ray broke is begun anew without a block done in between."""
+KEEP_SECONDS = 10.0
+"""So long a process without a block keeps its stage: training wants the memory of its model."""
 PATIENCE = 60.0
 """Seconds without a block begun, after which a person is told what the pool waits for."""
 
@@ -157,6 +160,43 @@ class Worker:
             return Receipt(job, block, bug=traceback.format_exc())
 
 
+class Kept:
+    """The worker of this process, from one block to the next; let go of when none comes."""
+
+    def __init__(self) -> None:
+        self.pool, self.worker = "", None
+        self.timer = threading.Timer(0, self.forget)
+
+    pool: str
+    worker: Worker | None
+
+    def __call__(
+        self, batch: dict[str, Any], pool: str, jobs: Sequence[Job]
+    ) -> dict[str, list[Any]]:
+        self.timer.cancel()
+        worker = self.worker if self.pool == pool else None
+        if worker is None:
+            self.worker = None  # First: two models may be one too many.
+            self.pool, self.worker = pool, (worker := Worker(jobs))
+        try:
+            return worker(batch)
+        finally:
+            self.timer = threading.Timer(KEEP_SECONDS, self.forget)
+            self.timer.daemon = True
+            self.timer.start()
+
+    def forget(self) -> None:
+        self.worker = None
+
+
+_kept = Kept()
+
+
+def _by_kept_worker(batch: dict[str, Any], pool: str, jobs: Sequence[Job]) -> dict[str, list[Any]]:
+    """A module's function: Ray finds it by name in its process, and with it what is kept there."""
+    return _kept(batch, pool, jobs)
+
+
 def run_jobs(
     jobs: Sequence[Job],
     cluster: Cluster,
@@ -231,7 +271,6 @@ def _pool(
 ) -> Iterator[Receipt]:
     connect(cluster)
     import ray.data
-    from ray.data import ActorPoolStrategy
 
     use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
     room = Room({"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1})
@@ -244,17 +283,39 @@ def _pool(
     first = most if asks else max(1, min(most, room.now()))
     items = [{"job": job, "block": block} for job, block in work]
     with _quiet_ray_data(), _impatient(jobs, room, say):
+        how = _on_tasks(jobs, most) if is_here(cluster) and not use_gpu else None
         receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Worker,
-            fn_constructor_kwargs={"jobs": list(jobs)},
+            **(how or _on_actors(jobs, first, most)),
             batch_size=1,
-            # From one to the most: the pool follows the machines that come and go.
-            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
             num_cpus=1,
             num_gpus=1 if use_gpu else 0,
         )
         for row in receipts.iter_rows():
             yield Receipt(**row)
+
+
+def _on_tasks(jobs: Sequence[Job], most: int) -> dict[str, Any]:
+    """On this machine's own Ray: tasks, whose processes live on into the next pool. Actors' do not,
+    and to import torch and transformers again takes seconds, in each of a run's dozen pools.
+
+    Not with GPUs, where Ray ends a process after each task; nor on a cluster, where it is actors
+    that wait for a place which make machines come.
+    """
+    from ray.data import TaskPoolStrategy
+
+    told = {"pool": uuid.uuid4().hex, "jobs": list(jobs)}
+    return {"fn": _by_kept_worker, "fn_kwargs": told, "compute": TaskPoolStrategy(size=most)}
+
+
+def _on_actors(jobs: Sequence[Job], first: int, most: int) -> dict[str, Any]:
+    """From one to the most: the pool follows the machines that come and go."""
+    from ray.data import ActorPoolStrategy
+
+    return {
+        "fn": Worker,
+        "fn_constructor_kwargs": {"jobs": list(jobs)},
+        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
+    }
 
 
 @contextmanager

@@ -49,6 +49,11 @@ def _address(cluster: Cluster) -> str | None:
     return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
+def is_here(cluster: Cluster) -> bool:
+    """Whether it is this process's own Ray, on this machine alone."""
+    return not _address(cluster)
+
+
 def job_has_ended(job: str) -> bool:
     """Whether a job of this process's cluster, `submission id@address`, is known to have ended."""
     name, _, address = job.partition("@")

@@ -7,6 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -166,6 +167,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[int], bool]) -> No
         return where(bundle)
 
     monkeypatch.setattr(RefBundle, "get_preferred_object_locations", breaking)
+    monkeypatch.setattr(bulk, "is_here", lambda told: False)  # Only actors are asked for by place.
 
 
 @on_ray
@@ -196,20 +198,45 @@ def test_a_pool_that_breaks_without_end_gives_up(
 
 
 @on_ray
-def test_no_more_actors_than_blocks_and_ray_data_as_it_was(tmp_path: Path) -> None:
-    from ray.data import ActorPoolStrategy, DataContext
+def test_no_more_workers_than_blocks_and_ray_data_as_it_was(tmp_path: Path) -> None:
+    from ray.data import DataContext, TaskPoolStrategy
 
     before = DataContext.get_current().copy()
-    with mock.patch("ray.data.ActorPoolStrategy", side_effect=ActorPoolStrategy) as pools:
+    with mock.patch("ray.data.TaskPoolStrategy", side_effect=TaskPoolStrategy) as pools:
         run_jobs([job(draft(tmp_path), ITEMS)], cluster(64), lambda receipt: None)
         run_jobs([job(draft(tmp_path, "few"), [[1]] * 9)], cluster(3), lambda receipt: None)
-    sizes = [call.kwargs for call in pools.call_args_list]
-    assert sizes == [
-        {"min_size": 1, "max_size": 4, "initial_size": 4},
-        {"min_size": 1, "max_size": 3, "initial_size": 3},
-    ]
+    assert [call.kwargs for call in pools.call_args_list] == [{"size": 4}, {"size": 3}]
     assert DataContext.get_current() == before
     assert logging.getLogger("ray.data").level != logging.ERROR
+
+
+@on_ray
+def test_processes_live_on_from_pool_to_pool(tmp_path: Path) -> None:
+    """Each of two pools makes its blocks in the same process, anew from its own settings."""
+    made = []
+    for factor in (2, 3):
+        told = replace(job(draft(tmp_path, f"by{factor}"), [[1], [5]]), settings={"factor": factor})
+        receipts: list[Receipt] = []
+        run_jobs([told], cluster(1), receipts.append)
+        made.append({receipt.worker for receipt in receipts})
+        numbers = told.draft.finish({}, blocks=2).read()["n"].to_pylist()
+        assert numbers == [factor, 5 * factor]
+    assert made[0] == made[1]
+    assert len(made[0]) == 1
+
+
+def test_a_process_without_blocks_lets_go_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "KEEP_SECONDS", 0.05)
+    kept, jobs = bulk.Kept(), [job(draft(tmp_path), ITEMS)]
+    first = kept({"job": [0], "block": [0]}, "pool", jobs)
+    assert first["error"] == [""]
+    assert kept.worker is not None
+    kept.timer.join(5)
+    assert kept.worker is None
+    again = kept({"job": [0], "block": [1]}, "pool", jobs)
+    assert again["block"] == [1]
 
 
 @on_ray
