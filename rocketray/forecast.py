@@ -26,7 +26,7 @@ from rich.table import Table
 from rocketray import plan, tables
 from rocketray import recipe as recipes
 from rocketray.errors import UserError
-from rocketray.machines import GROUP_SECONDS, MACHINES, POOL_SECONDS, SPOT, Fleet, fleet
+from rocketray.machines import GROUP_SECONDS, MACHINES, SPOT, Fleet, fleet
 from rocketray.model import weights
 from rocketray.plan import PAIR_BYTES, Counts, Shape, Work
 from rocketray.progress import Display, clock
@@ -187,8 +187,8 @@ def _mapped(work: Work, fleet: Fleet) -> Time:
     network = (work.reads + work.writes / fleet.count) / fleet.machine.network
     bound = "network" if network > compute else "blocks" if workers < there else "compute"
     seconds = max(compute, network)
-    return Time(work.stage, POOL_SECONDS + seconds,
-                bound if seconds > POOL_SECONDS else "start", workers)  # fmt: skip
+    start = fleet.machine.pool_seconds
+    return Time(work.stage, start + seconds, bound if seconds > start else "start", workers)
 
 
 def _trained(work: Work, fleet: Fleet) -> Time:

@@ -45,6 +45,8 @@ class Machine:
     """Bytes a second."""
     price: float = 0.0
     """Dollars an hour."""
+    pool_seconds: float = POOL_SECONDS
+    """Until a pool's first block begins."""
     gpus: int = 0
     gpu: str = ""
     memory: float = 0.0
@@ -61,7 +63,10 @@ def _gpus(
     price: float,
 ) -> Machine:  # fmt: skip
     rates = {effort: share * peak * TERA for effort, share in SHARES.items()}
-    return Machine(name, cpus, rates | PER_CPU, network * GBIT, price, gpus, gpu, memory * 1e9)
+    return Machine(
+        name, cpus, rates | PER_CPU, network * GBIT, price,
+        gpus=gpus, gpu=gpu, memory=memory * 1e9,
+    )  # fmt: skip
 
 
 def _cpus(name: str, cpus: int, network: float, price: float) -> Machine:

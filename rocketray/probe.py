@@ -44,6 +44,8 @@ REACHED = 0.5
 """Of a matrix product's speed, that is taken for granted to choose the sample's size by."""
 SHARE = 0.1
 """Of the passages, at most."""
+KEPT_SECONDS = 1.0
+"""Until a pool begins on one machine, where its processes live on from the pool before."""
 SEARCH = 0.8
 """Of a matrix product's speed, that exact search reaches (`benchmarks/retrieval.py`)."""
 
@@ -83,10 +85,12 @@ def probe(
     arguments = [(told, folder, number, dual, cross) for number in range(workers)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         answers = pool.starmap(_measure, arguments)
-    rates = {effort: statistics.mean(each[0][effort] for each in answers) for effort in PER_CPU}
-    rates |= {e: statistics.mean(each[0][e] for each in answers) for e in answers[0][0]}
+    found = [rates for rates, _ in answers]
     machine = Machine(
-        "this machine", cpus, rates, network=math.inf, gpus=torch.cuda.device_count() if gpu else 0,
+        "this machine", cpus,
+        {effort: statistics.mean(rates[effort] for rates in found) for effort in found[0]},
+        network=math.inf, pool_seconds=KEPT_SECONDS,
+        gpus=torch.cuda.device_count() if gpu else 0,
         gpu=torch.cuda.get_device_name() if gpu else "",
     )  # fmt: skip
     query_tokens, passage_tokens = answers[0][1]
