@@ -190,7 +190,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         found |= more
     process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
+        process.wait(timeout=5)
     for pid in found:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -144,9 +144,16 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
         beside = get_context().get_local_world_size()
         job = replace(job, threads=max(1, _cores() // beside))
     try:
-        return asdict(train(job, device=get_device()))
+        return asdict(train(job, device=get_device(), leaving=_leaving))
     except UserError as error:  # Ours to explain, not Ray's to retry.
         write_text(_refusal(job), str(error))
         # Where this worker alone refuses, the others wait for it in a collective: end that.
         dist.destroy_process_group()
         return {"error": str(error)}
+
+
+def _leaving() -> bool:
+    """A cloud's notice to one of the workers' machines, as Ray passes it on."""
+    from ray.train import get_preemption_info
+
+    return get_preemption_info() is not None

@@ -28,7 +28,7 @@ SETTINGS = (
     # Long enough to lose a machine in the middle.
     "blocks.passages=4",
     "blocks.queries=4",
-    "steps.dual_0.epochs=20",
+    "steps.dual_0.epochs=12",
 )
 
 
@@ -83,10 +83,10 @@ def test_machines_come_and_go_and_one_lost_in_each_kind_of_work_changes_no_byte(
         os.kill(heads.parents()[worker(out, stage)], signal.SIGKILL)
     assert process.wait(timeout=400) == 0, log_of(out).read_text()[-4000:]
     check_log(out)
-    until(lambda: head.machines() == 0, "the machines are gone", heads.IDLE + 60)
     process = start(undisturbed, *SETTINGS, "cluster.bulk.actors=0", until=LAST)
     assert process.wait(timeout=400) == 0, log_of(undisturbed).read_text()[-4000:]
     assert content(out) == content(undisturbed)
+    until(lambda: head.machines() == 0, "the machines are gone", heads.IDLE + 60)
 
 
 def check_log(out: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,33 @@ def test_training_that_no_machines_can_hold_stops(
         asked = Cluster(address=nodes.address, train=TrainCluster(**settings))
         with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
             training.fit(job, asked)
+
+
+def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: Path) -> None:
+    """Told to Ray as a cloud's notice is; no checkpoint is due for hours."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+    first, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    data = TrainingData(tmp_path / "data")
+    out, base = tmp_path / "out", data.dual(dropout=0.0)
+    job = data.job("dual", out, base, epochs=100_000, checkpoint_every=1_000_000)
+    workers = TrainCluster(workers=2, threads=1, gpus=False, trackers=())
+
+    def run() -> None:
+        with suppress(BaseException):  # The cluster ends first.
+            training.fit(job, Cluster(address=nodes.address, train=workers))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    log = out / "log.jsonl"
+    until(lambda: log.is_file() and '"loss"' in log.read_text(), "it trains")
+    client, deadline = GcsClient(address=nodes.address), int(time.time() + 600) * 1000
+    assert client.drain_node(
+        first.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", deadline
+    ) == (True, "")  # fmt: skip
+    until(lambda: '"notice"' in log.read_text(), "it is told")
+    until(lambda: any(out.glob("checkpoints/*/state.json")), "it has saved")
 
 
 def test_a_machine_that_comes_late_is_waited_for(nodes: Any, tmp_path: Path) -> None:
