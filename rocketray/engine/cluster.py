@@ -29,6 +29,7 @@ def connect(cluster: Cluster) -> None:
     address = _address(cluster)
     if not address:
         _prepare_environment()
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Of what Ray says itself: logs are files.
     import ray  # Only now: Ray reads its environment when it is imported.
 
     if ray.is_initialized():
