@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -687,6 +688,8 @@ def plan(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 a bug or a lost machine, 2 the user can mend it,
     130 interrupted."""
+    # Sent by `ray job stop`, Kubernetes and the like: as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
 
 

@@ -895,7 +895,7 @@ def train(
         )  # fmt: skip
         steps = _steps(told, inputs["examples"])
         with flow.display.meter(name, steps, "steps") as meter, followed(log, _show(meter)):
-            result = training.fit(job, flow.recipe.cluster)
+            result = training.fit(job, flow.recipe.cluster, flow.display.say)
         return {k: v for k, v in asdict(result).items() if k != "history"}
 
     model = flow.files(name, identity, list(read.values()), make)

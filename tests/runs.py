@@ -72,7 +72,7 @@ def kill_at(out: Path, pattern: str, *settings: str, how: int = signal.SIGKILL) 
 
 def content(out: Path) -> dict[str, str]:
     """sha256 of every file that must repeat: blocks, models, manifests, metrics, TREC runs."""
-    files = [out / "metrics.json", *out.glob("runs/*.trec")]
+    files = [*out.glob("metrics.json"), *out.glob("runs/*.trec")]
     for pattern in ("blocks/*", "model/**/*", "manifest.json"):
         files += [path for path in out.glob(f"stages/*/{pattern}") if path.is_file()]
     return {

@@ -42,8 +42,6 @@ RESTARTS = 3
 """So often a pool that Ray broke is begun anew without a block done in between."""
 KEEP_SECONDS = 10.0
 """So long a process without a block keeps its stage: training wants the memory of its model."""
-PATIENCE = 60.0
-"""Seconds without a block begun, after which a person is told what the pool waits for."""
 
 
 class Stage(Protocol):
@@ -273,7 +271,8 @@ def _pool(
     import ray.data
 
     use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
-    room = Room({"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1})
+    asked = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": 1.0}
+    room = Room("bulk worker", asked, 1, "cluster.bulk.gpus=false")
     room.wait(cluster, say)
     most = cluster.bulk.actors or (len(work) if room.grows() else max(1, room.now()))
     most = min(most, len(work))
@@ -282,7 +281,7 @@ def _pool(
     asks = cluster.bulk.actors and room.grows()
     first = most if asks else max(1, min(most, room.now()))
     items = [{"job": job, "block": block} for job, block in work]
-    with _quiet_ray_data(), _impatient(jobs, room, say):
+    with _quiet_ray_data(), room.watched(_signs(jobs), say):
         how = _on_tasks(jobs, most) if is_here(cluster) and not use_gpu else None
         receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             **(how or _on_actors(jobs, first, most)),
@@ -341,26 +340,15 @@ def _quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@contextmanager
-def _impatient(jobs: Sequence[Job], room: Room, say: Callable[[str], None]) -> Iterator[None]:
-    """Say so, once a minute, as long as no worker has begun a block."""
+def _signs(jobs: Sequence[Job]) -> Callable[[], bool]:
+    """Tells whether a worker has begun or made a block since now."""
     folders = [job.draft.path / "attempts" for job in jobs]
-    before, stop = _marks(folders), threading.Event()
+    before, left = _marks(folders), sum(len(job.todo()) for job in jobs)
 
-    def watch() -> None:
-        done = sum(len(job.todo()) for job in jobs)
-        while not stop.wait(PATIENCE) and _marks(folders) <= before:
-            if sum(len(job.todo()) for job in jobs) < done:
-                return
-            say(f"  no worker has begun yet. {room}")
+    def begun() -> bool:
+        return bool(_marks(folders) - before) or sum(len(job.todo()) for job in jobs) < left
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return begun
 
 
 def _marks(folders: Sequence[Path]) -> set[Path]:

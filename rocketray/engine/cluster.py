@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
 ROOM_SECONDS = 60.0
 """How long a cluster without a fitting machine is given, where no autoscaler is known."""
+PATIENCE = 60.0
+"""Seconds without a sign of work, after which a person is told what it waits for."""
 NODE_GROUP = "ray.io/node-group"
 
 
@@ -23,25 +29,42 @@ def connect(cluster: Cluster) -> None:
     address = _address(cluster)
     if not address:
         _prepare_environment()
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Of what Ray says itself: logs are files.
     import ray  # Only now: Ray reads its environment when it is imported.
 
     if ray.is_initialized():
         return
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        return
-    # Ray counts logical CPUs: a pool larger than the machine must start all the same, or it
-    # waits for ever (an actor pool holds its CPUs for the whole stage).
-    wanted = max(os.cpu_count() or 1, cluster.train.workers, cluster.bulk.actors or 0)
-    ray.init(
-        address="local",
-        num_cpus=wanted,
-        # Without a dashboard Ray Train's cleaner prints an error every second.
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    with _sigterm_stays():
+        if address:
+            ray.init(address=address, **quiet)
+            return
+        ray.init(
+            address="local",
+            num_cpus=_logical_cpus(cluster),
+            # Without a dashboard Ray Train's cleaner prints an error every second.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            **quiet,
+        )
+
+
+@contextmanager
+def _sigterm_stays() -> Iterator[None]:
+    """Ray takes SIGTERM (`ray job stop` sends it) to exit without a word. It stays with whoever
+    had it: the command line, which lets go of the run's folder and says how to go on."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _logical_cpus(cluster: Cluster) -> int:
+    """Those that this machine's own Ray counts: a pool larger than the machine must start all the
+    same, or it waits for ever (an actor pool holds its CPUs for the whole stage)."""
+    return max(os.cpu_count() or 1, cluster.train.workers, cluster.bulk.actors or 0)
 
 
 def _address(cluster: Cluster) -> str | None:
@@ -91,13 +114,19 @@ def has_gpus() -> bool:
 
 @dataclass(frozen=True)
 class Room:
-    """What one worker asks for, and the machines that could hold it."""
+    """What some workers ask for, and the machines that could hold them."""
 
+    who: str
+    """What people call one of them."""
     asked: Mapping[str, float]
-    """Such as CPU 1, GPU 1."""
+    """By one of them, such as CPU 1, GPU 1."""
+    workers: int
+    """So many must find room before any of them begins."""
+    cure: str
+    """What in the recipe asks for less."""
 
     def now(self) -> int:
-        """How many such workers the machines that are there could hold, were they idle."""
+        """How many of them the machines that are there could hold, were they idle."""
         import ray
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -106,30 +135,61 @@ class Room:
         )
 
     def grows(self) -> bool:
-        """Whether machines come when they are asked for. Nodes that a cluster launcher or KubeRay
-        started name their group; Ray has no public word on whether an autoscaler runs."""
+        """Whether machines come when they are asked for. Ray has no public word on whether an
+        autoscaler runs: nodes that its cluster launcher starts name their group. So do KubeRay's,
+        also without one; there the head's own command tells whether it left that to a sidecar."""
         import ray
 
+        command = os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
+        if "--head" in command and "--no-monitor" not in command:
+            return False
         return any(node["Alive"] and node["Labels"].get(NODE_GROUP) for node in ray.nodes())
 
     def wait(self, cluster: Cluster, say: Callable[[str], None]) -> None:
-        """Return once a worker could be placed, or an autoscaler is there to make place.
+        """Return once the workers could be placed, or an autoscaler is there to make place.
 
         Raises:
             UserError: after `ROOM_SECONDS` (at once on this machine's own Ray) nothing can.
         """
         patience = ROOM_SECONDS if _address(cluster) else 0.0
         deadline = time.monotonic() + patience
-        while not (self.now() or self.grows()):
+        while self.now() < self.workers:
+            if self.grows():
+                say(f"  waiting for machines. {self}.")
+                return
             if time.monotonic() >= deadline:
                 raise UserError(
-                    f"No machine of the cluster can hold a bulk worker, and none is going to come."
-                    f" {self} Set cluster.bulk.gpus=false, or start a machine that fits."
+                    f"{self}, and no autoscaler is there to start more: start what fits, or set"
+                    f" {self.cure}."
                 )
             if patience:
-                say(f"  no machine can hold a worker; waiting {patience:.0f} s. {self}")
+                say(f"  waiting {patience:.0f} s for machines. {self}.")
                 patience = 0.0
             time.sleep(1)
+
+    @contextmanager
+    def watched(self, begun: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+        """Say, once a minute, what the work inside waits for: until it has begun, and whenever the
+        machines that are left could not hold it."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            started = False
+            while not stop.wait(PATIENCE):
+                with suppress(UserError):  # A store that does not answer: the work will say so.
+                    started = started or begun()
+                if self.now() < self.workers:
+                    say(f"  waiting for machines. {self}. `ray status` tells what is to come.")
+                elif not started:
+                    say(f"  no worker has begun yet. {self}.")
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def __str__(self) -> str:
         import ray
@@ -140,5 +200,7 @@ class Room:
             f"{name} {sum(has.get(name, 0) for has in nodes):g} ({free.get(name, 0):g} free)"
             for name in self.asked
         )
-        asked = ", ".join(f"{name} {need:g}" for name, need in self.asked.items())
-        return f"A worker asks for {asked}; {len(nodes)} machines have {there}."
+        each = ", ".join(f"{name} {need:g}" for name, need in self.asked.items())
+        many, machines = self.workers != 1, f"machine{'s' * (len(nodes) != 1)}"
+        asks = f"{self.workers} {self.who}{'s ask' if many else ' asks'} for {each}{' each' * many}"
+        return f"{asks}; {len(nodes)} {machines} with {there} could hold {self.now()}"

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,34 +20,57 @@ import torch.distributed as dist
 
 from rocketray import storage
 from rocketray.artifacts import write_text
-from rocketray.engine.cluster import connect, has_gpus
+from rocketray.engine.cluster import Room, connect, has_gpus
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job, Result, check, train
 from rocketray.recipe import Cluster
 
 
-def fit(job: Job, cluster: Cluster) -> Result:
+def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Result:
     """Train one model, on `cluster.train.workers` workers or (0) in this process.
 
+    Args:
+        say: is told what keeps the workers waiting.
+
     Raises:
-        UserError: training cannot go on and the user can mend it.
+        UserError: training cannot go on and the user can mend it, or no machines of the cluster
+            can hold the workers.
     """
     job = replace(job, threads=cluster.train.threads, trackers=cluster.train.trackers)
     check(job)
     if cluster.train.workers == 0:
         return train(replace(job, threads=job.threads or os.cpu_count()))
     connect(cluster)
-    use_gpu = has_gpus() if cluster.train.gpus is None else cluster.train.gpus
-    storage.remove(_refusal(job))
+    room = _room(cluster)
+    room.wait(cluster, say)
+    for told in (_refusal(job), _begun(job)):
+        storage.remove(told)
     try:
-        answer = _fit_on_ray(job, cluster, use_gpu)
+        with room.watched(lambda: storage.fetch(_begun(job)), say):
+            answer = _fit_on_ray(job, cluster, room.asked)
     except RuntimeError:  # Ray Train's own errors are RuntimeErrors.
         if not storage.fetch(_refusal(job)):
             raise
         answer = {"error": _refusal(job).read_text(encoding="utf-8")}
+    finally:
+        storage.remove(_begun(job))
     if "error" in answer:
         raise UserError(answer["error"])
     return Result(**answer)
+
+
+def _room(cluster: Cluster) -> Room:
+    """What the workers ask for: all of them at once, or the fewest that training goes on with."""
+    told = cluster.train
+    use_gpu = has_gpus() if told.gpus is None else told.gpus
+    asked = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": 1.0}
+    cure = "fewer cluster.train.workers" + (" or cluster.train.gpus=false" if use_gpu else "")
+    return Room("training worker", asked, told.min_workers or told.workers, cure)
+
+
+def _begun(job: Job) -> Path:
+    """There as soon as the workers run."""
+    return job.out / "begun.txt"
 
 
 def _refusal(job: Job) -> Path:
@@ -55,7 +78,7 @@ def _refusal(job: Job) -> Path:
     return job.out / "refused.txt"
 
 
-def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
+def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -65,8 +88,8 @@ def _fit_on_ray(job: Job, cluster: Cluster, use_gpu: bool) -> dict[str, Any]:
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=(fewest, workers) if fewest and fewest < workers else workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+            use_gpu="GPU" in asked,
+            resources_per_worker=dict(asked),
         ),
         run_config=RunConfig(
             name="ray_train",
@@ -115,13 +138,22 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
         )
     if storage.fetch(_refusal(job)):
         return {"error": _refusal(job).read_text(encoding="utf-8")}
+    if get_context().get_world_rank() == 0:
+        write_text(_begun(job), socket.gethostname())
     if job.threads is None:  # This machine's cores, shared with the workers beside this one.
         beside = get_context().get_local_world_size()
         job = replace(job, threads=max(1, _cores() // beside))
     try:
-        return asdict(train(job, device=get_device()))
+        return asdict(train(job, device=get_device(), leaving=_leaving))
     except UserError as error:  # Ours to explain, not Ray's to retry.
         write_text(_refusal(job), str(error))
         # Where this worker alone refuses, the others wait for it in a collective: end that.
         dist.destroy_process_group()
         return {"error": str(error)}
+
+
+def _leaving() -> bool:
+    """A cloud's notice to one of the workers' machines, as Ray passes it on."""
+    from ray.train import get_preemption_info
+
+    return get_preemption_info() is not None

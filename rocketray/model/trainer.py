@@ -57,6 +57,10 @@ log = logging.getLogger(__name__)
 BAD_STEPS = 5
 """Steps in a row that may be dropped for a NaN or an infinity."""
 
+NOTICE_SECONDS = 10.0
+"""Between two questions whether a machine is about to be taken away and, once one is, between two
+checkpoints: a cloud gives half a minute to two minutes."""
+
 ROOM = 0.85
 """Share of a GPU's memory that may be planned for; embeddings, logits and gaps take the rest."""
 
@@ -169,6 +173,10 @@ OnStep = Callable[[int, int, float], None]
 """step (from 1), steps, loss."""
 
 
+Leaving = Callable[[], bool]
+"""Whether a machine of this training is about to be taken away. All workers ask together."""
+
+
 def check(job: Job) -> None:
     """What can be refused before any worker is started.
 
@@ -179,7 +187,11 @@ def check(job: Job) -> None:
 
 
 def train(
-    job: Job, *, device: torch.device | str | None = None, on_step: OnStep | None = None
+    job: Job,
+    *,
+    device: torch.device | str | None = None,
+    on_step: OnStep | None = None,
+    leaving: Leaving | None = None,
 ) -> Result:
     """Train, or go on where the newest valid checkpoint in `job.out` ends.
 
@@ -195,6 +207,8 @@ def train(
     Args:
         device: None takes this process's GPU (LOCAL_RANK) if there is one.
         on_step: called on every worker after each step.
+        leaving: asked every `NOTICE_SECONDS`; as long as it says so, each time a checkpoint is
+            saved, whatever `checkpoint_every` is. It changes no result.
 
     Raises:
         UserError: five steps in a row gave NaN or infinity; the message names the rows.
@@ -208,7 +222,7 @@ def train(
     # Shards seed the global generators; the caller keeps his, and his precision of products.
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         try:
-            return Trainer(job, place).run(on_step)
+            return Trainer(job, place).run(on_step, leaving)
         finally:
             torch.set_float32_matmul_precision(products)
 
@@ -245,7 +259,7 @@ class Trainer:
         self.optimizer = adamw(parameters, job.weight_decay)
         self.state = State()
         self.trackers: trackers.Trackers | None = None
-        self.log_sent = time.monotonic()
+        self.log_sent = self.asked = time.monotonic()
         self.limit_flops = 0.0
         """What all workers' processors could do per second; 0 until measured."""
 
@@ -414,13 +428,13 @@ class Trainer:
 
     # ---- the loop
 
-    def run(self, on_step: OnStep | None) -> Result:
+    def run(self, on_step: OnStep | None, leaving: Leaving | None) -> Result:
         self.model.train()
         self._fit_memory()
         done = self._resume()
         self._begin_watching(done)
         try:
-            self._loop(done, on_step)
+            self._loop(done, on_step, leaving)
         finally:
             if self.trackers:
                 self.trackers.close()
@@ -428,7 +442,7 @@ class Trainer:
         self._leave_model()
         return self._result()
 
-    def _loop(self, done: int, on_step: OnStep | None) -> None:
+    def _loop(self, done: int, on_step: OnStep | None, leaving: Leaving | None) -> None:
         evaluations = evaluation_steps(self.steps, self.job.evaluations)
         for step in range(done, self.steps):
             if self._stalled():
@@ -437,11 +451,22 @@ class Trainer:
             loss = self._step(step)
             self.state.steps = step + 1
             better = step + 1 in evaluations and self._evaluate(step + 1)
+            warned = leaving is not None and self._is_warned(step + 1, leaving)
+            due = (step + 1) % self.job.checkpoint_every == 0 or step + 1 == self.steps
             # The best weights and the history that names them must not part in a crash.
-            if better or (step + 1) % self.job.checkpoint_every == 0 or step + 1 == self.steps:
+            if better or warned or due:
                 self._save(step + 1)
             if on_step:
                 on_step(step + 1, self.steps, loss)
+
+    def _is_warned(self, step: int, leaving: Leaving) -> bool:
+        """Ask whether a machine leaves, at steps that worker 0's clock chooses for all workers."""
+        if not self._said_by_first(int(time.monotonic() - self.asked >= NOTICE_SECONDS)):
+            return False
+        self.asked = time.monotonic()
+        if warned := leaving():
+            self._log(step=step, notice="a machine is about to be taken away: a checkpoint")
+        return warned
 
     def _stalled(self) -> bool:
         """Early stopping: a pure function of the dev scores, so a resume stops at the same step."""

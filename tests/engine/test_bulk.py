@@ -16,6 +16,7 @@ import pytest
 from rocketray import loop
 from rocketray.artifacts import Draft
 from rocketray.engine import bulk
+from rocketray.engine import cluster as engine_cluster
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.engine.cluster import connect
 from rocketray.errors import UserError
@@ -242,7 +243,7 @@ def test_a_process_without_blocks_lets_go_of_its_stage(
 @on_ray
 def test_what_no_machine_can_hold_is_said_at_once(tmp_path: Path) -> None:
     told = Cluster(bulk=BulkCluster(actors=2, gpus=True), train=TrainCluster(workers=0))
-    words = r"A worker asks for CPU 1, GPU 1; 1 machines have CPU \d+ .*, GPU 0 \(0 free\)\."
+    words = r"^1 bulk worker asks for CPU 1, GPU 1; 1 machine with CPU \d+ .*, GPU 0 \(0 free\) co"
     with pytest.raises(UserError, match=words):
         run_jobs([job(draft(tmp_path), [[1]])], told, pytest.fail)
 
@@ -260,9 +261,9 @@ def test_a_pool_that_waits_says_so(tmp_path: Path) -> None:
         said.append(line)
         ray.kill(holder)
 
-    with mock.patch.object(bulk, "PATIENCE", 1.0):
+    with mock.patch.object(engine_cluster, "PATIENCE", 1.0):
         run_jobs([job(draft(tmp_path), [[1]])], cluster(1), lambda receipt: None, hear)
-    assert said[0].startswith("  no worker has begun yet. A worker asks for CPU 1; 1 machines have")
+    assert said[0].startswith("  no worker has begun yet. 1 bulk worker asks for CPU 1; 1 machine")
     assert "(0 free)" in said[0]
     assert list(draft(tmp_path).receipts()) == [0]
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rocketray.artifacts import Draft
-from rocketray.engine import cluster
+from rocketray.engine import cluster, training
 from rocketray.engine.bulk import Job, run_jobs
 from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
+from tests.heads import until
+from tests.model.training_data import TrainingData
 from tests.toys import Slow
 
 pytestmark = [
@@ -52,13 +56,6 @@ def workers(job: Job) -> list[str]:
     return [receipt["about"]["worker"] for receipt in job.draft.receipts().values()]
 
 
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 90
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def test_a_node_comes_and_one_goes(nodes: Any, tmp_path: Path) -> None:
     job, errors = slow(tmp_path), list[BaseException]()
 
@@ -87,13 +84,104 @@ def test_without_a_machine_for_work_the_run_stops(
 ) -> None:
     monkeypatch.setattr(cluster, "ROOM_SECONDS", 2.0)
     said: list[str] = []
-    message = r"^No machine of the cluster can hold a bulk worker.*asks for CPU 1; 1 machines have"
-    with pytest.raises(UserError, match=message):
+    asked = "1 bulk worker asks for CPU 1; 1 machine with CPU 0 (0 free) could hold 0"
+    with pytest.raises(UserError, match=f"^{re.escape(asked)}, and no autoscaler is there"):
         run_jobs([slow(tmp_path)], told(nodes, 2), pytest.fail, said.append)
-    assert said[0].startswith("  no machine can hold a worker; waiting 2 s.")
+    assert said == [f"  waiting 2 s for machines. {asked}."]
+
+
+def test_training_that_no_machines_can_hold_stops(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines, and each of them alone would do for a bulk worker."""
+    monkeypatch.setattr(cluster, "ROOM_SECONDS", 2.0)
+    for _ in range(2):
+        nodes.add_node(num_cpus=3)
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "out", data.dual(dropout=0.0))
+    for settings, message in [
+        ({"workers": 8, "gpus": True},
+         "8 training workers ask for CPU 1, GPU 1 each; 3 machines with CPU 6 (6 free), GPU 0 (0"
+         " free) could hold 0, and no autoscaler is there to start more: start what fits, or set"
+         " fewer cluster.train.workers or cluster.train.gpus=false."),
+        ({"workers": 8, "min_workers": 7, "gpus": False},
+         "7 training workers ask for CPU 1 each; 3 machines with CPU 6 (6 free) could hold 6, and"
+         " no autoscaler is there to start more: start what fits, or set fewer"
+         " cluster.train.workers."),
+    ]:  # fmt: skip
+        asked = Cluster(address=nodes.address, train=TrainCluster(**settings))
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            training.fit(job, asked)
+
+
+def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: Path) -> None:
+    """Told to Ray as a cloud's notice is; no checkpoint is due for hours."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+    first, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    data = TrainingData(tmp_path / "data")
+    out, base = tmp_path / "out", data.dual(dropout=0.0)
+    job = data.job("dual", out, base, epochs=100_000, checkpoint_every=1_000_000)
+    workers = TrainCluster(workers=2, threads=1, gpus=False, trackers=())
+
+    def run() -> None:
+        with suppress(BaseException):  # The cluster ends first.
+            training.fit(job, Cluster(address=nodes.address, train=workers))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    log = out / "log.jsonl"
+    until(lambda: log.is_file() and '"loss"' in log.read_text(), "it trains")
+    client, deadline = GcsClient(address=nodes.address), int(time.time() + 600) * 1000
+    assert client.drain_node(
+        first.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", deadline
+    ) == (True, "")  # fmt: skip
+    until(lambda: '"notice"' in log.read_text(), "it is told")
+    until(lambda: any(out.glob("checkpoints/*/state.json")), "it has saved")
 
 
 def test_a_machine_that_comes_late_is_waited_for(nodes: Any, tmp_path: Path) -> None:
     job = Job(Draft(tmp_path / "one", "one", {}), Slow, {}, [[1]], ["1"])
     run_jobs([job], told(nodes, 2), lambda receipt: None, lambda line: nodes.add_node(num_cpus=1))
     assert list(job.draft.receipts()) == [0]
+
+
+def test_where_machines_come_when_asked_the_wait_is_heard(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once at the beginning, and again until they are there."""
+    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
+    nodes.add_node(num_cpus=1, labels={cluster.NODE_GROUP: "cpu"})  # As launchers start them.
+    cluster.connect(told(nodes, 1))
+    room = cluster.Room("training worker", {"CPU": 1.0}, 2, "nothing")
+    said: list[str] = []
+    room.wait(told(nodes, 1), said.append)
+    asked = "2 training workers ask for CPU 1 each; 2 machines with CPU 1 (1 free) could hold 1"
+    assert said == [f"  waiting for machines. {asked}."]
+    with room.watched(lambda: True, said.append):
+        until(lambda: len(said) >= 3, "said twice more")
+        assert set(said[1:]) == {
+            f"  waiting for machines. {asked}. `ray status` tells what is to come."
+        }
+        nodes.add_node(num_cpus=1)
+        until(lambda: room.now() == 2, "both have room")
+        time.sleep(0.2)  # What was just being said.
+        heard = len(said)
+        time.sleep(0.5)
+    assert len(said) == heard
+
+
+def test_kuberay_names_groups_also_without_an_autoscaler(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.add_node(num_cpus=1, labels={cluster.NODE_GROUP: "workergroup"})
+    cluster.connect(told(nodes, 1))
+    room = cluster.Room("bulk worker", {"CPU": 2.0}, 1, "nothing")
+    for command, grows in [
+        ("ulimit -n 65536; ray start --head  --no-monitor  --block ", True),  # The sidecar scales.
+        ("ulimit -n 65536; ray start --head  --block ", False),
+        ("ulimit -n 65536; ray start --address=head:6379  --block ", True),  # A worker's knows not.
+    ]:
+        monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", command)
+        assert room.grows() is grows

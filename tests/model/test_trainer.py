@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from rocketray.model.gather import gather
 from rocketray.model.gather import workers as who
 from rocketray.model.loss import Contrast, contrastive_loss
 from rocketray.model.optimizer import learning_rate
-from rocketray.model.trainer import Job, Trainer, evaluation_steps, train
+from rocketray.model.trainer import Job, Leaving, Trainer, evaluation_steps, train
 from rocketray.schema import EXAMPLES
 from tests.distributed import Workers
 from tests.model.training_data import NEGATIVES, TrainingData
@@ -473,17 +474,25 @@ class Interrupt(Exception):
     pass
 
 
-def train_until(job: Job, stop: int) -> None:
+def train_until(job: Job, stop: int, leaving: Leaving | None = None) -> None:
     def on_step(step: int, *_: Any) -> None:
         if step == stop:
             raise Interrupt
 
     with pytest.raises(Interrupt):
-        train(job, on_step=on_step)
+        train(job, on_step=on_step, leaving=leaving)
 
 
 def stop_and_go_on(job: Job) -> Any:
     train_until(job, 5)
+    return train(job)
+
+
+def warned_and_go_on(job: Job) -> Any:
+    """Told after the third step that a machine leaves, which it does after the fourth."""
+    asked = itertools.count(1)
+    with mock.patch.object(trainer, "NOTICE_SECONDS", 0.0):
+        train_until(job, 4, lambda: next(asked) == 3)
     return train(job)
 
 
@@ -522,6 +531,27 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     assert without_times(whole) == without_times(stopped)
     starts = [line["start"]["from_step"] for line in read_log(stopped) if "start" in line]
     assert starts == [0, 4]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_notice_saves_what_is_done(
+    workers: Workers, data: TrainingData, tmp_path: Path, world: int
+) -> None:
+    """Long before the next checkpoint is due."""
+    whole, warned = (
+        data.job("dual", tmp_path / name, data.dual(dropout=0.1), epochs=4)
+        for name in ("whole", "warned")
+    )
+    if world == 1:
+        train(whole)
+        warned_and_go_on(warned)
+    else:
+        workers.run(2, train, whole)
+        workers.run(2, warned_and_go_on, warned)
+    assert_same_bytes(whole, warned)
+    log = read_log(warned)
+    assert [line["start"]["from_step"] for line in log if "start" in line] == [0, 3]
+    assert [line["step"] for line in log if "notice" in line] == [3]
 
 
 def test_a_stopped_run_goes_on_on_another_machine(
