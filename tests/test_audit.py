@@ -253,7 +253,7 @@ def test_the_command_writes_json_and_a_section(
     assert said.index("hidden from training") < said.index("hidden for this count only")
     assert said.index("negative below") < said.index("estimated false")
     html = (folder.path / "report.html").read_text()
-    assert "2 examples: hard negative" in html
+    assert "Examples: hard negative (2)" in html
     assert html.count("<svg") >= 5
 
 

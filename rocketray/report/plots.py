@@ -27,6 +27,9 @@ INK = "#010203"
 BLUE, ORANGE = "#2f7fd1", "#d9662b"
 """At least 3:1 against both of the page's backgrounds, and apart for colour-blind readers."""
 
+WIDTH = 4.4
+"""Inches, of 72 units each: as many as a phone's page has pixels, so that letters stay legible."""
+
 STYLE = {
     "svg.fonttype": "none",  # Text stays text: small, selectable, read aloud.
     "svg.hashsalt": "rocketray",
@@ -46,7 +49,7 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 def training(name: str, curve: Curve) -> Markup:
     """Loss by step above, dev MRR@10 below where the run has dev questions."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         if len(curve.dev_steps):
             top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 2])
             _dev(bottom, curve)
@@ -61,7 +64,7 @@ def training(name: str, curve: Curve) -> Markup:
 def ce_scores(denoised: Denoised, thresholds: Mapping[str, float]) -> Markup:
     """How the cross-encoder scored labelled and unlabelled passages, and where the cuts are."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -92,7 +95,7 @@ def removed_by_rank(denoised: Denoised) -> Markup:
     )
     total = false + unsure
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.subplots()
         edges = np.arange(len(total) + 1) + 0.5
         axes.stairs(total, edges, fill=True, color=BLUE, label="uncertain")
@@ -109,7 +112,7 @@ def removed_by_rank(denoised: Denoised) -> Markup:
 def by_rank(shares: Mapping[str, np.ndarray]) -> Markup:
     """Shares removed by rank, each reason on top of the other (the paper's Figure 5)."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.subplots()
         below = np.zeros(max(map(len, shares.values())))
         edges = np.arange(len(below) + 1) + 0.5
@@ -128,7 +131,7 @@ def by_rank(shares: Mapping[str, np.ndarray]) -> Markup:
 def rows_of_bars(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """A dot for each row of an ablation with its seeds' spread, and the paper's beside it."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.6 + 0.34 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.6 + 0.34 * len(rows)), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(rows))
         means = [row["mean"] for row in rows]
@@ -147,7 +150,7 @@ def rows_of_bars(rows: Sequence[Mapping[str, Any]]) -> Markup:
 def points(name: str, found: Sequence[Mapping[str, Any]], x: str, *, log: bool) -> Markup:
     """MRR@10 against a count, with the seeds' spread."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.subplots()
         counts, means = ([point[field] for point in found] for field in ("x", "mean"))
         axes.errorbar(counts, means, yerr=[point["spread"] or 0.0 for point in found], color=BLUE,
@@ -172,7 +175,7 @@ SHADES = {
 def scores_by_verdict(histograms: Mapping[str, Any]) -> Markup:
     """How the cross-encoder scored the passages of each verdict."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
         axes.set_yscale("log")
         for verdict, (colour, dashes) in SHADES.items():
@@ -201,7 +204,7 @@ def scores_by_rank(histograms: Mapping[str, Any]) -> Markup:
         band["ranks"]: np.array(band["counts"]) / max(1, sum(band["counts"])) for band in bands
     }
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.6 + 0.55 * len(bands)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.6 + 0.55 * len(bands)), layout="constrained")
         strips = figure.subplots(len(bands), sharex=True, squeeze=False)[:, 0]
         for axes, (ranks, share) in zip(strips, shares.items(), strict=True):
             axes.stairs(share, edges, fill=True, color=BLUE)
@@ -216,7 +219,7 @@ def scores_by_rank(histograms: Mapping[str, Any]) -> Markup:
 def recall(curves: Mapping[str, np.ndarray]) -> Markup:
     """Share of the relevant passages among the first k, by k."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
         looks = ((INK, ":"), (INK, "--"), (ORANGE, "--"), (BLUE, "--"), (BLUE, "-"))
         for (name, curve_K), (colour, dashes) in zip(curves.items(), looks, strict=False):
@@ -224,7 +227,7 @@ def recall(curves: Mapping[str, np.ndarray]) -> Markup:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set(xlabel="k (log)", ylabel="recall at k", ylim=(None, 1))
-        figure.legend(loc="outside upper center", ncols=5)
+        figure.legend(loc="outside upper center", ncols=3)
         ends = ", ".join(
             f"{name} {curve_K[0]:.3f} to {curve_K[-1]:.3f}" for name, curve_K in curves.items()
         )
@@ -234,7 +237,7 @@ def recall(curves: Mapping[str, np.ndarray]) -> Markup:
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Markup:
     """What a probability says against how often it is so; the diagonal is perfect."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=INK, lw=0.6)
         marks = (("o", BLUE, "-"), ("s", ORANGE, "--"), ("^", INK, ":"))
@@ -253,7 +256,7 @@ def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Markup:
 def removal(name: str, truth: str, found: Mapping[str, Any]) -> Markup:
     """Known positives removed against other passages kept, as negative_below falls."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
         rows = [row for row in found["curve"] if row["kept"] is not None]
         kept, recall = ([row[column] for row in rows] for column in ("kept", "recall"))

@@ -85,7 +85,8 @@ def passages(first: int, count: int) -> pa.Table:
 
 
 def text_of(row: int) -> str:
-    return {3: "<script>alert(1)</script> & more", 4: "long " * 200}.get(row, f"text of {row}")
+    told = {3: "<script>alert(1)</script> & more", 4: "long " * 200, 5: "unbroken" * 40}
+    return told.get(row, f"text of {row}")
 
 
 DENOISED = (
@@ -98,10 +99,9 @@ DENOISED = (
 """Two blocks. By rank, without a label: 2, 3, 1; removed: 2, 1, 1."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A whole run folder, in small. Nobody changes it."""
-    made = RunFolder(tmp_path_factory.mktemp("run"))
+def small(path: Path) -> RunFolder:
+    """A whole run folder, in small."""
+    made = RunFolder(path)
     version(made, "passages", passages(0, 3), passages(3, 3))
     columns = {
         "qid": ["a", "b", "c"],
@@ -119,6 +119,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     write_log(made, "dual_0", LOG)
     write_log(made, "cross", LOG)
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Nobody changes it."""
+    return small(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -472,7 +478,7 @@ def test_an_audit_in_the_page(audited_page: str) -> None:
     assert "parts them best, removes 100.0 % of them and keeps 50.0 % of the others" in whole
     assert "40 stored ce_scores read, 0 pairs scored." in said
     assert "q7: rank 2, score 0.500, ce_score 0.7500, known to be relevant" in said
-    assert "1 examples: hard negative" in page.said("summary")
+    assert "Examples: hard negative (1)" in page.said("summary")
 
 
 def test_an_audit_can_be_read_aloud_by_keyboard_and_without_scripts(audited_page: str) -> None:
