@@ -56,12 +56,12 @@ class Place:
                     self.bulk[seed_of(job.draft.path), job.draft.stage] += 1
             run_jobs(jobs, *rest)
 
-        def counted_fit(job: Any, cluster: Any) -> Any:
+        def counted_fit(job: Any, *rest: Any) -> Any:
             model = seed_of(job.out), job.name
             if model == self.stop_before:
                 raise KeyboardInterrupt
             self.trained[model] += 1
-            return fit(job, cluster)
+            return fit(job, *rest)
 
         monkeypatch.setattr(workflow, "run_jobs", counted_jobs)
         monkeypatch.setattr(training, "fit", counted_fit)

@@ -33,6 +33,7 @@ from typing import Any, Protocol
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
 from rocketray.engine.cluster import Room, connect, has_gpus, is_here
+from rocketray.engine.metrics import BulkMetrics
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
@@ -289,8 +290,11 @@ def _pool(
             num_cpus=1,
             num_gpus=1 if use_gpu else 0,
         )
+        metrics = BulkMetrics()
         for row in receipts.iter_rows():
-            yield Receipt(**row)
+            receipt = Receipt(**row)
+            metrics.count(jobs[receipt.job].draft.stage, receipt)
+            yield receipt
 
 
 def _on_tasks(jobs: Sequence[Job], most: int) -> dict[str, Any]:

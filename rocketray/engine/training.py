@@ -21,6 +21,7 @@ import torch.distributed as dist
 from rocketray import storage
 from rocketray.artifacts import write_text
 from rocketray.engine.cluster import Room, connect, has_gpus
+from rocketray.engine.metrics import TrainMetrics
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job, Result, check, train
 from rocketray.recipe import Cluster
@@ -144,7 +145,8 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
         beside = get_context().get_local_world_size()
         job = replace(job, threads=max(1, _cores() // beside))
     try:
-        return asdict(train(job, device=get_device(), leaving=_leaving))
+        told = TrainMetrics(job.name) if get_context().get_world_rank() == 0 else None
+        return asdict(train(job, device=get_device(), on_step=told, leaving=_leaving))
     except UserError as error:  # Ours to explain, not Ray's to retry.
         write_text(_refusal(job), str(error))
         # Where this worker alone refuses, the others wait for it in a collective: end that.
