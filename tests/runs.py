@@ -72,10 +72,21 @@ def kill_at(out: Path, pattern: str, *settings: str, how: int = signal.SIGKILL) 
 
 def content(out: Path) -> dict[str, str]:
     """sha256 of every file that must repeat: blocks, models, manifests, metrics, TREC runs."""
-    files = [out / "metrics.json", *out.glob("runs/*.trec")]
+    files = [*out.glob("metrics.json"), *out.glob("runs/*.trec")]
     for pattern in ("blocks/*", "model/**/*", "manifest.json"):
         files += [path for path in out.glob(f"stages/*/{pattern}") if path.is_file()]
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
     }
+
+
+def downloaded(folder: Path, target: Path) -> Path:
+    """The store's files, as an ordinary folder."""
+    for path in storage.files(folder):
+        found = storage.read(path)
+        assert found is not None
+        to = target / path.relative_to(folder)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(found)
+    return target
