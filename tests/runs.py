@@ -79,3 +79,14 @@ def content(out: Path) -> dict[str, str]:
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
     }
+
+
+def downloaded(folder: Path, target: Path) -> Path:
+    """The store's files, as an ordinary folder."""
+    for path in storage.files(folder):
+        found = storage.read(path)
+        assert found is not None
+        to = target / path.relative_to(folder)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(found)
+    return target

@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto, in a process of its own), and a proxy that makes it fail."""
+"""An S3 server (moto, in a process of its own), and a proxy that makes it fail."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ Node = Callable[[str], Path]
 
 
 @contextmanager
-def server(log: Path) -> Iterator[str]:
+def server(log: Path, address: str = "127.0.0.1") -> Iterator[str]:
     """The endpoint of a server that starts empty and ends here."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((address, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        _wait(process, port, log)
-        yield f"http://127.0.0.1:{port}"
+        _wait(process, (address, port), log)
+        yield f"http://{address}:{port}"
     finally:
         process.kill()
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], at: tuple[str, int], log: Path) -> None:
     end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection(at, 1).close()
             return
         except OSError:
             time.sleep(0.05)

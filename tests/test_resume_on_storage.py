@@ -11,7 +11,7 @@ import pytest
 from rocketray import storage
 from rocketray.search import Searcher
 from tests import s3
-from tests.runs import ALONE, content, finish, kill_at
+from tests.runs import ALONE, content, downloaded, finish, kill_at
 from tests.s3 import Node
 
 PLACES = (
@@ -19,17 +19,6 @@ PLACES = (
     "stages/dual_0_train_scored-*/receipts/00001.json",
     "stages/dual_2-*/best/*/state.json",
 )
-
-
-def downloaded(folder: Path, target: Path) -> Path:
-    """The store's files, as an ordinary folder."""
-    for path in storage.files(folder):
-        found = storage.read(path)
-        assert found is not None
-        to = target / path.relative_to(folder)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(found)
-    return target
 
 
 def check(out: Path, undisturbed: Path, folder: Path) -> None:

@@ -83,10 +83,13 @@ def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from rocketray.engine.group import GroupConfig
+
     workers, fewest = cluster.train.workers, cluster.train.min_workers
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job},
+        torch_config=GroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=(fewest, workers) if fewest and fewest < workers else workers,
             use_gpu="GPU" in asked,

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from rocketray.model import checkpoints, trackers
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dev import Dev, cross_mrr, dual_mrr
 from rocketray.model.dual_encoder import DualEncoder
-from rocketray.model.gather import sum_over_workers, workers
+from rocketray.model.gather import sum_over_workers, told_by_workers, workers
 from rocketray.model.machine import (
     Precision,
     choose_precision,
@@ -683,6 +684,7 @@ class Trainer:
             "rows": self.step_of.rows,
             "global_batch": self.job.global_batch,
             "workers": self.world,
+            "hosts": told_by_workers(socket.gethostname()),
             "pids": sum_over_workers(pids).tolist(),
             "precision": self.job.precision,
             "micro_shard": self.job.micro_shard,

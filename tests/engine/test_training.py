@@ -73,3 +73,12 @@ def test_a_refusal_of_one_worker_ends_the_others_at_once(tmp_path: Path) -> None
             training.fit(refused, Cluster(train=workers))
     finally:
         ray.shutdown()
+
+
+@pytest.mark.slow  # Ray is imported.
+@pytest.mark.filterwarnings("default")  # Ray's own.
+def test_the_interface_is_the_one_that_has_the_address() -> None:
+    from rocketray.engine.group import interface_of
+
+    assert interface_of("127.0.0.1") in ("lo", "lo0")
+    assert interface_of("behind a translation of addresses") is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from rocketray.model.gather import gather, sum_over_workers
+from rocketray.model.gather import gather, sum_over_workers, told_by_workers
 from rocketray.model.gather import workers as who
 from tests.distributed import Workers
 
@@ -41,6 +41,15 @@ def test_one_worker_is_the_identity() -> None:
     assert gather(p_BD, [2]) is p_BD
     assert who() == (0, 1)
     assert sum_over_workers(p_BD) is p_BD
+    assert told_by_workers("me") == ["me"]
+
+
+def _tell_rank() -> list[str]:
+    return told_by_workers(f"worker {who()[0]}")
+
+
+def test_everybody_is_told_every_word_in_rank_order(workers: Workers) -> None:
+    assert workers.run(2, _tell_rank) == [["worker 0", "worker 1"]] * 2
 
 
 def _all_announce_one_row() -> str:

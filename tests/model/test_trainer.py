@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -398,6 +399,7 @@ def test_result_and_log_say_what_happened(data: TrainingData, tmp_path: Path) ->
             "rows": 20,
             "global_batch": 10,
             "workers": 1,
+            "hosts": [socket.gethostname()],
             "pids": [os.getpid()],
             "precision": "float32",
             "micro_shard": 3,
