@@ -48,6 +48,8 @@ SECONDS = 120.0
 
 def lacking() -> str:
     """What is missing for hosts to be made here; "" if nothing."""
+    if not os.environ.get("ROCKETRAY_HOSTS"):
+        return "takes from five to twenty minutes: set ROCKETRAY_HOSTS=1"
     tools = [tool for tool in ("ip", "unshare", "nsenter") if not shutil.which(tool)]
     if tools:
         return f"no command {', '.join(tools)}"
