@@ -6,6 +6,7 @@ per block:
     class Encode:
         code = 1                                     # raised when its results change
         light = False                                # a block takes a fraction of a second
+        gpu = True                                   # it computes on a GPU, where it has one
         def __init__(self, *, model: str, ...): ...  # heavy state, from paths and plain values
         def __call__(self, item) -> Made: ...        # one block: parts, rows, facts
 
@@ -30,7 +31,7 @@ from typing import Any, Protocol
 
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
-from rocketray.engine.cluster import Room, connect, has_gpus
+from rocketray.engine.cluster import Room, asked_by, connect
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
@@ -230,9 +231,11 @@ def _pool(
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
-    asked = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": 1.0}
-    room = Room("bulk worker", asked, 1, "cluster.bulk.gpus=false")
+    asked = asked_by(cluster.bulk)
+    if not any(getattr(job.stage, "gpu", False) for job in jobs):
+        asked = {"CPU": asked["CPU"]}
+    cure = "cluster.bulk.gpus=false" if "GPU" in asked else "cluster.bulk.actors=0"
+    room = Room("bulk worker", asked, 1, cure)
     room.wait(cluster, say)
     most = cluster.bulk.actors or (len(work) if room.grows() else max(1, room.now()))
     most = min(most, len(work))
@@ -248,8 +251,9 @@ def _pool(
             batch_size=1,
             # From one to the most: the pool follows the machines that come and go.
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
-            num_cpus=1,
-            num_gpus=1 if use_gpu else 0,
+            num_cpus=asked["CPU"],
+            num_gpus=asked.get("GPU", 0),
+            resources={n: v for n, v in asked.items() if n not in ("CPU", "GPU")},
         )
         for row in receipts.iter_rows():
             yield Receipt(**row)
