@@ -432,7 +432,26 @@ class Blocks(Model):
     listed in its manifest); one more stops the run."""
 
 
-class TrainCluster(Model):
+class Reserved(Model):
+    """What one worker keeps of a machine."""
+
+    cpus: Positive = 1
+    """All of a machine's put one worker on each. Bulk workers compute on one: more spread them
+    where a machine's memory does not hold a model for every CPU."""
+    gpus: bool | None = None
+    """One GPU per worker (bulk: of the stages with a model); null uses GPUs where the cluster has
+    them."""
+    accelerator: str | None = None
+    """The GPU's type as Ray names it, such as H100, in a cluster of several; null takes any."""
+
+    @model_validator(mode="after")
+    def _typed(self) -> Self:
+        if self.accelerator and not self.gpus:
+            raise ValueError(f"accelerator {self.accelerator!r} is a GPU's: set gpus to true, too")
+        return self
+
+
+class TrainCluster(Reserved):
     workers: Count = 2
     """Ray Train workers; 0 trains in this process without Ray."""
     min_workers: Positive | None = None
@@ -440,8 +459,6 @@ class TrainCluster(Model):
     when they come. Null: always exactly `workers`."""
     threads: Positive | None = None
     """CPU threads per worker; null shares the machine's cores."""
-    gpus: bool | None = None
-    """One GPU per worker; null uses GPUs where the cluster has them."""
     retries: Count = 3
     """How often a lost worker group is restarted from its last checkpoint."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
@@ -454,12 +471,10 @@ class TrainCluster(Model):
         return self
 
 
-class BulkCluster(Model):
+class BulkCluster(Reserved):
     actors: Count | None = None
     """At most so many Ray Data actors per bulk stage, as far as machines are there; null takes one
     per CPU; 0 works in this process."""
-    gpus: bool | None = None
-    """One GPU per actor; null uses GPUs where the cluster has them."""
 
 
 class Cluster(Model):

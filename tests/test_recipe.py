@@ -162,6 +162,7 @@ def test_off_is_a_field_although_yaml_reads_false(tmp_path: Path) -> None:
         ("steps.dual_0.loss.kl=1", "loss.kl needs ce_scores"),
         ("steps.dual_0.mask_ce_above=0.9", "mask_ce_above needs ce_scores"),
         ("cluster.train.min_workers=8", r"min_workers \(8\) is above workers \(2\)"),
+        ("cluster.bulk.accelerator=H100", "accelerator 'H100' is a GPU's: set gpus to true, too"),
         ("steps.dual_1.loss.contrastive=0", "nothing to train for"),
         ("retrieve.probe=8", "probe is an index's: set retrieve.index, too"),
     ],

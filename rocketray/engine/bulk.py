@@ -6,6 +6,7 @@ per block:
     class Encode:
         code = 1                                     # raised when its results change
         light = False                                # a block takes a fraction of a second
+        gpu = True                                   # it computes on a GPU, where it has one
         def __init__(self, *, model: str, ...): ...  # heavy state, from paths and plain values
         def __call__(self, item) -> Made: ...        # one block: parts, rows, facts
 
@@ -32,7 +33,7 @@ from typing import Any, Protocol
 
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
-from rocketray.engine.cluster import Room, connect, has_gpus, is_here
+from rocketray.engine.cluster import Room, asked_by, connect, is_here
 from rocketray.engine.metrics import BulkMetrics
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
@@ -271,9 +272,11 @@ def _pool(
     connect(cluster)
     import ray.data
 
-    use_gpu = has_gpus() if cluster.bulk.gpus is None else cluster.bulk.gpus
-    asked = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": 1.0}
-    room = Room("bulk worker", asked, 1, "cluster.bulk.gpus=false")
+    asked = asked_by(cluster.bulk)
+    if not any(getattr(job.stage, "gpu", False) for job in jobs):
+        asked = {"CPU": asked["CPU"]}
+    cure = "cluster.bulk.gpus=false" if "GPU" in asked else "cluster.bulk.actors=0"
+    room = Room("bulk worker", asked, 1, cure)
     room.wait(cluster, say)
     most = cluster.bulk.actors or (len(work) if room.grows() else max(1, room.now()))
     most = min(most, len(work))
@@ -283,12 +286,13 @@ def _pool(
     first = most if asks else max(1, min(most, room.now()))
     items = [{"job": job, "block": block} for job, block in work]
     with _quiet_ray_data(), room.watched(_signs(jobs), say):
-        how = _on_tasks(jobs, most) if is_here(cluster) and not use_gpu else None
+        how = _on_tasks(jobs, most) if is_here(cluster) and "GPU" not in asked else None
         receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             **(how or _on_actors(jobs, first, most)),
             batch_size=1,
-            num_cpus=1,
-            num_gpus=1 if use_gpu else 0,
+            num_cpus=asked["CPU"],
+            num_gpus=asked.get("GPU", 0),
+            resources={n: v for n, v in asked.items() if n not in ("CPU", "GPU")},
         )
         metrics = BulkMetrics()
         for row in receipts.iter_rows():

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rocketray.errors import UserError
-from rocketray.recipe import Cluster
+from rocketray.recipe import Cluster, Reserved
 
 ROOM_SECONDS = 60.0
 """How long a cluster without a fitting machine is given, where no autoscaler is known."""
 PATIENCE = 60.0
 """Seconds without a sign of work, after which a person is told what it waits for."""
 NODE_GROUP = "ray.io/node-group"
+TYPE = "accelerator_type:"
+"""Begins the resource of which a machine with GPUs of some type has one, whatever their number."""
 
 
 def connect(cluster: Cluster) -> None:
@@ -64,7 +66,8 @@ def _sigterm_stays() -> Iterator[None]:
 def _logical_cpus(cluster: Cluster) -> int:
     """Those that this machine's own Ray counts: a pool larger than the machine must start all the
     same, or it waits for ever (an actor pool holds its CPUs for the whole stage)."""
-    return max(os.cpu_count() or 1, cluster.train.workers, cluster.bulk.actors or 0)
+    train = cluster.train.workers * cluster.train.cpus
+    return max(os.cpu_count() or 1, train, (cluster.bulk.actors or 1) * cluster.bulk.cpus)
 
 
 def _address(cluster: Cluster) -> str | None:
@@ -106,10 +109,16 @@ def _prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def has_gpus() -> bool:
+def asked_by(told: Reserved) -> dict[str, float]:
+    """Ray's resources of one worker, such as CPU 1, GPU 1."""
     import ray
 
-    return bool(ray.cluster_resources().get("GPU", 0) > 0)
+    asked: dict[str, float] = {"CPU": told.cpus}
+    if told.gpus or (told.gpus is None and ray.cluster_resources().get("GPU", 0) > 0):
+        asked["GPU"] = 1
+    if told.accelerator:
+        asked[TYPE + told.accelerator] = 0.001
+    return asked
 
 
 @dataclass(frozen=True)
@@ -196,11 +205,12 @@ class Room:
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         free = ray.available_resources()
-        there = ", ".join(
-            f"{name} {sum(has.get(name, 0) for has in nodes):g} ({free.get(name, 0):g} free)"
-            for name in self.asked
-        )
-        each = ", ".join(f"{name} {need:g}" for name, need in self.asked.items())
+        each, there = [], []
+        for name, need in self.asked.items():
+            short, all_of_it = name.removeprefix(TYPE), sum(has.get(name, 0) for has in nodes)
+            each.append(short if name.startswith(TYPE) else f"{short} {need:g}")
+            there.append(f"{short} {all_of_it:g} ({free.get(name, 0):g} free)")
         many, machines = self.workers != 1, f"machine{'s' * (len(nodes) != 1)}"
-        asks = f"{self.workers} {self.who}{'s ask' if many else ' asks'} for {each}{' each' * many}"
-        return f"{asks}; {len(nodes)} {machines} with {there} could hold {self.now()}"
+        asks = f"{self.workers} {self.who}{'s' * many} ask{'s' * (not many)} for {', '.join(each)}"
+        found = f"{len(nodes)} {machines} with {', '.join(there)} could hold {self.now()}"
+        return f"{asks}{' each' * many}; {found}"

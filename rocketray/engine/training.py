@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from rocketray import storage
 from rocketray.artifacts import write_text
-from rocketray.engine.cluster import Room, connect, has_gpus
+from rocketray.engine.cluster import Room, asked_by, connect
 from rocketray.engine.metrics import TrainMetrics
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job, Result, check, train
@@ -63,9 +63,9 @@ def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Resul
 def _room(cluster: Cluster) -> Room:
     """What the workers ask for: all of them at once, or the fewest that training goes on with."""
     told = cluster.train
-    use_gpu = has_gpus() if told.gpus is None else told.gpus
-    asked = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": 1.0}
-    cure = "fewer cluster.train.workers" + (" or cluster.train.gpus=false" if use_gpu else "")
+    asked = asked_by(told)
+    on_cpus = " or cluster.train.gpus=false" if "GPU" in asked else ""
+    cure = f"fewer cluster.train.workers{on_cpus}"
     return Room("training worker", asked, told.min_workers or told.workers, cure)
 
 

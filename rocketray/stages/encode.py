@@ -19,6 +19,7 @@ class Encode:
     in rows that were left out."""
 
     code = 2
+    gpu = True
 
     def __init__(
         self, *, model: str, tokens: str, precision: Precision = "auto",

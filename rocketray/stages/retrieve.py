@@ -42,6 +42,7 @@ class Retrieve:
     """
 
     code = 2
+    gpu = True
 
     def __init__(
         self, *, model: str, queries: str, query_tokens: str, embeddings: str, k: int,

@@ -52,6 +52,7 @@ class Score:
     """
 
     code = 2
+    gpu = True
 
     def __init__(
         self, *, cross: str, run: str, query_tokens: str, passage_tokens: str, depth: int,

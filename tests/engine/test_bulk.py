@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -39,8 +40,9 @@ def draft(folder: Path, name: str = "double") -> Draft:
     return Draft(folder / name, name, {})
 
 
-def cluster(actors: int) -> Cluster:
-    return Cluster(bulk=BulkCluster(actors=actors, gpus=False), train=TrainCluster(workers=0))
+def cluster(actors: int, **bulk: Any) -> Cluster:
+    told = BulkCluster(**{"actors": actors, "gpus": False, **bulk})
+    return Cluster(bulk=told, train=TrainCluster(workers=0))
 
 
 def run(folder: Path, actors: int = 0) -> list[Receipt]:
@@ -242,10 +244,17 @@ def test_a_process_without_blocks_lets_go_of_its_stage(
 
 @on_ray
 def test_what_no_machine_can_hold_is_said_at_once(tmp_path: Path) -> None:
-    told = Cluster(bulk=BulkCluster(actors=2, gpus=True), train=TrainCluster(workers=0))
     words = r"^1 bulk worker asks for CPU 1, GPU 1; 1 machine with CPU \d+ .*, GPU 0 \(0 free\) co"
-    with pytest.raises(UserError, match=words):
-        run_jobs([job(draft(tmp_path), [[1]])], told, pytest.fail)
+    with mock.patch.object(Double, "gpu", True, create=True):
+        with pytest.raises(UserError, match=words):
+            run_jobs([job(draft(tmp_path), [[1]])], cluster(2, gpus=True), pytest.fail)
+
+
+@on_ray
+def test_a_stage_without_a_model_takes_no_gpu(tmp_path: Path) -> None:
+    """There is none here, and the pool does not wait for one."""
+    run_jobs([job(draft(tmp_path), [[1]])], cluster(2, gpus=True), lambda receipt: None)
+    assert list(draft(tmp_path).receipts()) == [0]
 
 
 @on_ray

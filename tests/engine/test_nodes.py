@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -104,6 +106,10 @@ def test_training_that_no_machines_can_hold_stops(
          "8 training workers ask for CPU 1, GPU 1 each; 3 machines with CPU 6 (6 free), GPU 0 (0"
          " free) could hold 0, and no autoscaler is there to start more: start what fits, or set"
          " fewer cluster.train.workers or cluster.train.gpus=false."),
+        ({"workers": 2, "cpus": 4, "gpus": True, "accelerator": "H100"},
+         "2 training workers ask for CPU 4, GPU 1, H100 each; 3 machines with CPU 6 (6 free), GPU 0"
+         " (0 free), H100 0 (0 free) could hold 0, and no autoscaler is there to start more: start"
+         " what fits, or set fewer cluster.train.workers or cluster.train.gpus=false."),
         ({"workers": 8, "min_workers": 7, "gpus": False},
          "7 training workers ask for CPU 1 each; 3 machines with CPU 6 (6 free) could hold 6, and"
          " no autoscaler is there to start more: start what fits, or set fewer"
@@ -139,6 +145,18 @@ def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: 
     ) == (True, "")  # fmt: skip
     until(lambda: '"notice"' in log.read_text(), "it is told")
     until(lambda: any(out.glob("checkpoints/*/state.json")), "it has saved")
+
+
+def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> None:
+    """GPUs that are none: Ray counts what it is told."""
+    nodes.add_node(num_cpus=4, num_gpus=4)
+    nodes.add_node(num_cpus=4, num_gpus=1, resources={"accelerator_type:H100": 1})
+    job = slow(tmp_path)
+    bulk = BulkCluster(actors=4, cpus=2, gpus=True, accelerator="H100")
+    asked = Cluster(address=nodes.address, bulk=bulk, train=TrainCluster(workers=0))
+    with mock.patch.object(Slow, "gpu", True, create=True):
+        run_jobs([replace(job, items=job.items[:4], keys=job.keys[:4])], asked, lambda r: None)
+    assert len(set(workers(job))) == 1  # One GPU of the kind: one worker.
 
 
 def test_a_machine_that_comes_late_is_waited_for(nodes: Any, tmp_path: Path) -> None:
