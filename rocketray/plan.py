@@ -176,10 +176,10 @@ class Planner:
             ("passages", "passage", counts.passages, counts.passage_tokens),
         ):
             blocks = math.ceil(rows / getattr(self.recipe.blocks, table))
-            yield Work(table, rows, table, {"ingest": rows}, blocks, "read and checked",
+            yield Work(table, rows, table, {"ingest": rows}, blocks, "check",
                        writes=rows * tokens * TEXT_BYTES)  # fmt: skip
             yield Work(f"{one}_tokens", rows, table, {"tokenise": rows * tokens}, blocks,
-                       "tokenised", writes=rows * tokens * self._id_bytes)  # fmt: skip
+                       "tokenise", writes=rows * tokens * self._id_bytes)  # fmt: skip
 
     @property
     def _id_bytes(self) -> int:
@@ -210,7 +210,7 @@ class Planner:
         efforts: dict[Effort, float] = {"encode": rows * self._passage}
         blocks = math.ceil(rows / self.recipe.blocks.passages)
         return Work(f"{name}_embeddings", rows, "passages", efforts, blocks,
-                    "the corpus encoded", writes=self.embedding_bytes)  # fmt: skip
+                    "encode", writes=self.embedding_bytes)  # fmt: skip
 
     def searches(self, name: str, purposes: list[str]) -> Iterator[Work]:
         told = self.recipe
@@ -227,7 +227,7 @@ class Planner:
                 products = 2.0 * rows * self.counts.passages * self.dual.width
                 efforts: dict[Effort, float] = {"encode": rows * self._query, "search": products}
                 yield Work(f"{name}_{purpose}", rows, "questions", efforts,
-                           self._query_blocks(purpose) * groups, f"top {depths[purpose]:,} found",
+                           self._query_blocks(purpose) * groups, f"top {depths[purpose]:,}",
                            reads=self.embedding_bytes,
                            writes=rows * depths[purpose] * RUN_BYTES)  # fmt: skip
 
@@ -235,7 +235,7 @@ class Planner:
         pairs = questions * depth
         efforts: dict[Effort, float] = {"score": pairs * self._pair}
         blocks = math.ceil(questions / self.recipe.blocks.queries)
-        return Work(stage, pairs, "pairs", efforts, blocks, f"{depth} of each question scored",
+        return Work(stage, pairs, "pairs", efforts, blocks, f"score {depth} each",
                     reads=self._token_bytes, writes=pairs * (PAIR_BYTES + RUN_BYTES))  # fmt: skip
 
     def dual_step(self, name: str, rows: int) -> Work:
@@ -279,7 +279,7 @@ class Planner:
     ) -> Work:  # fmt: skip
         return Work(
             name, rows, unit, efforts, steps=steps,
-            words=f"trained, {told.epochs:g} epochs of {told.global_batch:,}",
+            words=f"{told.epochs:g} epochs of {told.global_batch:,}",
             shards=math.ceil(told.global_batch / told.micro_shard),
             # Around a ring, each worker sends twice what is reduced, and what is gathered twice:
             # there in the forward pass, and back in backward.
@@ -306,19 +306,19 @@ class Planner:
 
 def table(recipe: Recipe, ready: Ready) -> Table:
     """What is to come, as far as it can be known: pseudo labels are not counted."""
-    shown = Table(title="plan", title_justify="left")
-    for name in ("stage", "", "rows", "blocks", "workers"):
-        shown.add_column(name, justify="left" if name in ("stage", "") else "right")
     actors, workers = recipe.cluster.bulk.actors, recipe.cluster.train.workers
-    pool = "this process" if actors == 0 else f"{actors or 'all CPUs'}"
-    trainers = "this process" if workers == 0 else str(workers)
+    bulk = "this process" if actors == 0 else f"{actors or 'all CPUs'}"
+    train = "this process" if workers == 0 else f"{workers}"
+    title = f"plan (workers: bulk stages {bulk}, training {train})"
+    shown = Table(title=title, title_justify="left")
+    for name in ("stage", "how", "rows", "blocks"):
+        left = name in ("stage", "how")
+        shown.add_column(name, justify="left" if left else "right", no_wrap=True)
     nothing = Shape(1, 1, 1)
     for work in works(recipe, counts_of(ready), nothing, nothing):
         if not work.efforts.keys() & {"ingest", "tokenise"}:  # They are done by now.
-            shown.add_row(
-                work.stage, work.words, f"{work.rows:,} {work.unit}", f"{work.blocks or ''}",
-                pool if work.blocks else trainers,
-            )  # fmt: skip
+            rows = f"{work.rows:,} {work.unit}"
+            shown.add_row(work.stage, work.words, rows, f"{work.blocks or ''}")
     return shown
 
 

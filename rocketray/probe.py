@@ -80,7 +80,7 @@ def probe(
     cpus = os.cpu_count() or 1
     workers = 1 if gpu else min(cpus, max(recipe.cluster.train.workers, 1))
     sizes = _sizes(recipe, counts, dual, cross, workers)
-    _sample(dataset, folder / "data", sizes)
+    _sample(dataset, folder / "sample", sizes)
     told = _shortened(recipe, sizes, max(1, cpus // workers))
     arguments = [(told, folder, number, dual, cross) for number in range(workers)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -206,7 +206,7 @@ def _measure(
     """Rates of this process, and the mean tokens of questions and passages."""
     with loop.claimed(folder / f"run-{number}", take_over=False) as run:
         flow = Workflow(told, run, Display(quiet=True))
-        ready = pipeline.prepare(flow, open_dataset(folder / "data"))
+        ready = pipeline.prepare(flow, open_dataset(folder / "sample"))
         model = pipeline.train_dual(flow, ready, "dual_0", pipeline.first_examples(flow, ready))
         found = pipeline.retrieve(flow, ready, {"dual_0": model}, {"dual_0": ["train"]})["dual_0"]
         positives = ready.tables.qrels["train"]
