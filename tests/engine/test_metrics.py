@@ -20,21 +20,26 @@ from tests.toys import Double
 @pytest.mark.filterwarnings("default")  # Ray's own.
 def test_blocks_rows_and_steps_are_exported(tmp_path: Path) -> None:
     told = Cluster(bulk=BulkCluster(actors=1, gpus=False), train=TrainCluster(workers=0))
-    items = [[1, 2], [3]]
-    run_jobs([Job(Draft(tmp_path / "counted", "counted", {}), Double, {}, items, ["a", "b"])],
-             told, lambda receipt: None)  # fmt: skip
-    TrainMetrics("dual_7")(3, 10, 0.5)
-    wanted = {
-        'ray_rocketray_blocks_total{stage="counted"}': 2.0,
-        'ray_rocketray_rows_total{stage="counted"}': 3.0,
-        'ray_rocketray_step{model="dual_7"}': 3.0,
-        'ray_rocketray_steps{model="dual_7"}': 10.0,
-        'ray_rocketray_loss{model="dual_7"}': 0.5,
-    }
-    deadline = time.monotonic() + 90
-    while not (found := exported()).items() >= wanted.items():
-        assert time.monotonic() < deadline, found
-        time.sleep(1)
+    try:
+        items = [[1, 2], [3]]
+        run_jobs([Job(Draft(tmp_path / "counted", "counted", {}), Double, {}, items, ["a", "b"])],
+                 told, lambda receipt: None)  # fmt: skip
+        TrainMetrics("dual_7")(3, 10, 0.5)
+        wanted = {
+            'ray_rocketray_blocks_total{stage="counted"}': 2.0,
+            'ray_rocketray_rows_total{stage="counted"}': 3.0,
+            'ray_rocketray_step{model="dual_7"}': 3.0,
+            'ray_rocketray_steps{model="dual_7"}': 10.0,
+            'ray_rocketray_loss{model="dual_7"}': 0.5,
+        }
+        deadline = time.monotonic() + 90
+        while not (found := exported()).items() >= wanted.items():
+            assert time.monotonic() < deadline, found
+            time.sleep(1)
+    finally:
+        import ray
+
+        ray.shutdown()  # Other tests start one of other sizes.
 
 
 def exported() -> dict[str, float]:
