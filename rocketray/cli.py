@@ -111,9 +111,7 @@ def run(
     """The whole loop: corpus, questions and labels in; retriever, reranker, report out."""
     from rocketray import loop
 
-    overrides = list(settings or [])
-    if hide_labels is not None:
-        overrides.append(f"data.hide_labels={hide_labels}")
+    overrides = _overrides(settings, hide_labels)
     loop.run(
         recipe, out, data=data, unlabelled=unlabelled, overrides=overrides, until=until,
         frozen=frozen, take_over=take_over,
@@ -568,9 +566,7 @@ def ablate(
     """The paper's Table 3 on your data: each of its ideas switched off, over several seeds."""
     from rocketray import ablation
 
-    overrides = list(settings or [])
-    if hide_labels is not None:
-        overrides.append(f"data.hide_labels={hide_labels}")
+    overrides = _overrides(settings, hide_labels)
     asked = ablation.Asked(in_batch, tuple(figure or ()), tuple(weights or ()), tuple(also or ()))
     ablation.ablate(
         recipe, out, data=data, unlabelled=unlabelled, overrides=overrides, seeds=seeds,
@@ -670,9 +666,7 @@ def plan(
     """What a recipe will take: time, GPU-hours, storage, network, money, and what limits it."""
     from rocketray import forecast
 
-    overrides = list(settings or [])
-    if hide_labels is not None:
-        overrides.append(f"data.hide_labels={hide_labels}")
+    overrides = _overrides(settings, hide_labels)
     told = {
         "passages": passages, "train": queries, "labels": queries, "test": test_queries,
         "unlabelled": unlabelled_queries, "query_tokens": query_tokens,
@@ -683,6 +677,12 @@ def plan(
         machines=machine or [], data=data, unlabelled=unlabelled, overrides=overrides,
         as_json=as_json,
     )  # fmt: skip
+
+
+def _overrides(settings: list[str] | None, hide_labels: float | None) -> list[str]:
+    """`--set`, and the field that has an option of its own."""
+    hidden = [] if hide_labels is None else [f"data.hide_labels={hide_labels}"]
+    return [*(settings or []), *hidden]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,13 +23,13 @@ from typing import Any
 
 from rich.table import Table
 
-from rocketray import plan, tables
 from rocketray import recipe as recipes
+from rocketray import tables
 from rocketray.errors import UserError
 from rocketray.machines import GROUP_SECONDS, MACHINES, SPOT, Fleet, fleet
 from rocketray.model import weights
-from rocketray.plan import PAIR_BYTES, Counts, Shape, Work
-from rocketray.progress import Display, clock
+from rocketray.plan import PAIR_BYTES, Counts, Shape, Task, Work
+from rocketray.progress import Display, clock, megabytes
 from rocketray.recipe import Recipe
 
 DEVICES = (1, 8, 64, 512)
@@ -53,19 +53,6 @@ class Time:
     bound: str
     """What it waits for: compute, network, blocks (fewer than workers), shards, start."""
     workers: int
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done, whatever the machines."""
-
-    recipe: Recipe
-    counts: Counts
-    dual: Shape
-    cross: Shape
-
-    def works(self) -> list[Work]:
-        return list(plan.works(self.recipe, self.counts, self.dual, self.cross))
 
 
 def forecast(
@@ -296,10 +283,10 @@ def table(found: Mapping[str, Any], title: str) -> Table:
     for row in found["stages"]:
         shown.add_row(
             row["stage"], f"{row['rows']:,}", str(row["workers"]), clock(row["seconds"]),
-            row["bound"], size(row["writes"]),
+            row["bound"], megabytes(row["writes"]),
         )  # fmt: skip
     shown.add_section()
-    shown.add_row("all", "", "", clock(found["hours"] * 3600), "", size(found["stored"]))
+    shown.add_row("all", "", "", clock(found["hours"] * 3600), "", megabytes(found["stored"]))
     return shown
 
 
@@ -307,7 +294,8 @@ def totals(found: Mapping[str, Any], fleet: Fleet) -> str:
     unit = f"{fleet.machine.gpu or 'CPU'}-hours"
     words = (
         f"{found['hours']:,.1f} hours on {found['machines']}: {found['device_hours']:,.0f} {unit},"
-        f" {size(found['stored'])} stored, up to {size(found['brought'])} over the network"
+        f" {megabytes(found['stored'])} stored,"
+        f" up to {megabytes(found['brought'])} over the network"
     )
     if fleet.price:
         words += f"; {found['dollars']:,.0f} dollars at ${fleet.machine.price:g} a machine and hour"
@@ -326,12 +314,3 @@ def scale_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['share']:.0%}", row["bound"],
         )  # fmt: skip
     return shown
-
-
-def size(amount: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if amount < 1000 or unit == "PB":
-            return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"
-        amount /= 1000
-    raise AssertionError

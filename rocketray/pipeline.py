@@ -289,7 +289,7 @@ def retrieve(
         for purpose in purposes[name]
         if purpose in ready.tables.chosen
     ]
-    depths = depths or _depths(flow.recipe)
+    depths = depths or list_depths(flow.recipe)
     specs = [
         _retrieve_spec(
             flow, ready, f"{name}_{purpose}", seen[name], ready.tables.chosen[purpose],
@@ -369,7 +369,7 @@ def _groups(flow: Workflow, embeddings: Version) -> list[Group]:
     return groups_of(rows, flow.recipe.blocks.passage_group)
 
 
-def _depths(recipe: Recipe) -> dict[str, int]:
+def list_depths(recipe: Recipe) -> dict[str, int]:
     """How long each purpose's lists must be."""
     tail = recipe.denoise.fill == "unscored_tail"
     train = max(recipe.steps.cross.depth, recipe.denoise.depth * (2 if tail else 1))
@@ -431,7 +431,7 @@ def measure_recall(
 ) -> None:  # fmt: skip
     """Say how many of the nearest passages each model's index finds: some queries of the model's
     first run are searched exactly as well."""
-    depths = _depths(flow.recipe)
+    depths = list_depths(flow.recipe)
     measured = {name: next(iter(found)) for name, found in runs.items() if found}
     exact = _merged(
         flow,

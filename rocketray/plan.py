@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
+from rocketray.model.flops import BACKWARD, of_forward
 from rocketray.model.order import steps_of
-from rocketray.pipeline import Ready
+from rocketray.pipeline import Ready, list_depths
 from rocketray.recipe import DualStep, FirstStep, HardStep, Recipe
 
 Effort = Literal[
@@ -98,11 +99,10 @@ class Shape:
 
     def operations(self, tokens: float) -> float:
         """Of one text's forward pass."""
-        flops = 2 * self.weights * tokens + 4 * self.layers * self.width * tokens**2
-        if self.first_token:
-            rest = self.weights / self.layers - 2 * self.width**2
-            flops -= 2 * rest * (tokens - 1) + 4 * self.width * (tokens**2 - tokens)
-        return flops
+        return of_forward(
+            self.weights, self.layers, self.width, rows=1, tokens=tokens, squares=tokens**2,
+            first_token=self.first_token,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,19 +127,20 @@ class Work:
     writes: float = 0.0
 
 
-def works(recipe: Recipe, counts: Counts, dual: Shape, cross: Shape) -> Iterator[Work]:
-    """Every stage that takes time, in a run's order."""
-    yield from Planner(recipe, counts, dual, cross).works()
-
-
 @dataclass(frozen=True)
-class Planner:
+class Task:
+    """What is to be done, whatever the machines."""
+
     recipe: Recipe
     counts: Counts
     dual: Shape
     cross: Shape
 
-    def works(self) -> Iterator[Work]:
+    def works(self) -> list[Work]:
+        """Every stage that takes time, in a run's order."""
+        return list(self._works())
+
+    def _works(self) -> Iterator[Work]:
         told, counts = self.recipe, self.counts
         yield from self.texts()
         yield self.dual_step("dual_0", counts.labels * told.steps.dual_0.copies)
@@ -176,10 +177,10 @@ class Planner:
             ("passages", "passage", counts.passages, counts.passage_tokens),
         ):
             blocks = math.ceil(rows / getattr(self.recipe.blocks, table))
-            yield Work(table, rows, table, {"ingest": rows}, blocks, "check",
+            yield Work(table, rows, table, {"ingest": rows}, blocks,
                        writes=rows * tokens * TEXT_BYTES)  # fmt: skip
             yield Work(f"{one}_tokens", rows, table, {"tokenise": rows * tokens}, blocks,
-                       "tokenise", writes=rows * tokens * self._id_bytes)  # fmt: skip
+                       writes=rows * tokens * self._id_bytes)  # fmt: skip
 
     @property
     def _id_bytes(self) -> int:
@@ -214,12 +215,7 @@ class Planner:
 
     def searches(self, name: str, purposes: list[str]) -> Iterator[Work]:
         told = self.recipe
-        depths = {
-            "train": max(told.steps.cross.depth, told.denoise.depth),
-            "dev": told.evaluate.dev_rerank,
-            "test": told.evaluate.k,
-            "unlabelled": told.augment.depth,
-        }
+        depths = list_depths(told)
         groups = math.ceil(self.counts.passages / told.blocks.passage_group)
         for purpose in purposes:
             rows = getattr(self.counts, purpose)
@@ -242,7 +238,7 @@ class Planner:
         told: FirstStep | HardStep = getattr(self.recipe.steps, name)
         beside = int(told.negatives != "none") if isinstance(told, FirstStep) else told.negatives
         steps, batch = steps_of(rows, told.global_batch, told.epochs), told.global_batch
-        forwards = 3 + told.grad_cache + told.recompute
+        forwards = BACKWARD + told.grad_cache + told.recompute
         row = forwards * (self._query + (1 + beside) * self._passage)
         loss = 6.0 * batch * (1 + beside) * self.dual.width
         efforts: dict[Effort, float] = {"train_dual": steps * batch * (row + loss)}
@@ -263,7 +259,7 @@ class Planner:
         share = min(1.0, (told.queries or self.counts.train) / max(1, self.counts.train))
         pairs = round(self.counts.labels * share) * (1 + told.negatives)
         steps = steps_of(pairs, told.global_batch, told.epochs)
-        forwards = (3 + told.recompute) * (2 if told.adversarial else 1)
+        forwards = BACKWARD + told.recompute + (2 if told.adversarial else 0)
         efforts: dict[Effort, float] = {
             "train_cross": steps * told.global_batch * forwards * self._pair,
             "score": told.evaluations * self.counts.dev * self.recipe.evaluate.dev_rerank
@@ -315,7 +311,7 @@ def table(recipe: Recipe, ready: Ready) -> Table:
         left = name in ("stage", "how")
         shown.add_column(name, justify="left" if left else "right", no_wrap=True)
     nothing = Shape(1, 1, 1)
-    for work in works(recipe, counts_of(ready), nothing, nothing):
+    for work in Task(recipe, counts_of(ready), nothing, nothing).works():
         if not work.efforts.keys() & {"ingest", "tokenise"}:  # They are done by now.
             rows = f"{work.rows:,} {work.unit}"
             shown.add_row(work.stage, work.words, rows, f"{work.blocks or ''}")

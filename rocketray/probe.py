@@ -216,7 +216,7 @@ def _measure(
         counts = replace(
             plan.counts_of(ready), query_tokens=tokens[0], passage_tokens=tokens[1]
         )  # fmt: skip
-        return _rates(flow, plan.Planner(told, counts, dual, cross)), tokens
+        return _rates(flow, plan.Task(told, counts, dual, cross)), tokens
 
 
 def _tokens(ready: Ready) -> tuple[float, float]:
@@ -235,13 +235,13 @@ def _tokens(ready: Ready) -> tuple[float, float]:
     )
 
 
-def _rates(flow: Workflow, planner: plan.Planner) -> dict[Effort, float]:
+def _rates(flow: Workflow, task: plan.Task) -> dict[Effort, float]:
     rates: dict[Effort, float] = dict(PER_CPU)
+    works = {work.stage: work for work in task.works()}
     for stage, effort in (("passages", "ingest"), ("passage_tokens", "tokenise"),
                           ("dual_0_embeddings", "encode"), ("dual_0_train_scored", "score"),
                           ("dual_0", "train_dual"), ("cross", "train_cross")):  # fmt: skip
-        (work,) = (work for work in planner.works() if work.stage == stage)
-        version = flow.made[stage]
+        work, version = works[stage], flow.made[stage]
         seconds = _step_seconds(version) * work.steps if work.steps else _block_seconds(version)
         rates[effort] = work.efforts[effort] / max(seconds, 1e-9)  # type: ignore[index]
     rates["search"] = SEARCH * matmul_flops(device(), torch.float32)

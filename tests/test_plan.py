@@ -13,14 +13,13 @@ import torch
 from rocketray import forecast, machines
 from rocketray import recipe as recipes
 from rocketray.errors import UserError
-from rocketray.forecast import Task
 from rocketray.formats.generated import words
 from rocketray.machines import GROUP_SECONDS, POOL_SECONDS, Fleet, Machine
 from rocketray.model import weights
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.flops import Flops
-from rocketray.plan import Counts, Shape, Work
+from rocketray.plan import Counts, Shape, Task, Work
 
 BASE = Shape(12, 768, 3072)
 LARGE = Shape(24, 1024, 4096, first_token=True)

@@ -164,11 +164,9 @@ class Kept:
     """The worker of this process, from one block to the next; let go of when none comes."""
 
     def __init__(self) -> None:
-        self.pool, self.worker = "", None
+        self.pool = ""
+        self.worker: Worker | None = None
         self.timer = threading.Timer(0, self.forget)
-
-    pool: str
-    worker: Worker | None
 
     def __call__(
         self, batch: dict[str, Any], pool: str, jobs: Sequence[Job]
@@ -285,7 +283,7 @@ def _pool(
     asks = cluster.bulk.actors and room.grows()
     first = most if asks else max(1, min(most, room.now()))
     items = [{"job": job, "block": block} for job, block in work]
-    with _quiet_ray_data(), room.watched(_signs(jobs), say):
+    with _quiet_ray_data(), room.watched(_signs(jobs, len(work)), say):
         how = _on_tasks(jobs, most) if is_here(cluster) and "GPU" not in asked else None
         receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             **(how or _on_actors(jobs, first, most)),
@@ -297,7 +295,10 @@ def _pool(
         metrics = BulkMetrics()
         for row in receipts.iter_rows():
             receipt = Receipt(**row)
-            metrics.count(jobs[receipt.job].draft.stage, receipt)
+            metrics.count(
+                jobs[receipt.job].draft.stage, blocks=1, rows=receipt.rows, tokens=receipt.tokens,
+                block_seconds=receipt.seconds,
+            )  # fmt: skip
             yield receipt
 
 
@@ -348,10 +349,10 @@ def _quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _signs(jobs: Sequence[Job]) -> Callable[[], bool]:
-    """Tells whether a worker has begun or made a block since now."""
+def _signs(jobs: Sequence[Job], left: int) -> Callable[[], bool]:
+    """Tells whether a worker has begun or made a block since now, when so many are missing."""
     folders = [job.draft.path / "attempts" for job in jobs]
-    before, left = _marks(folders), sum(len(job.todo()) for job in jobs)
+    before = _marks(folders)
 
     def begun() -> bool:
         return bool(_marks(folders) - before) or sum(len(job.todo()) for job in jobs) < left

@@ -160,7 +160,7 @@ class Room:
         Raises:
             UserError: after `ROOM_SECONDS` (at once on this machine's own Ray) nothing can.
         """
-        patience = ROOM_SECONDS if _address(cluster) else 0.0
+        patience = 0.0 if is_here(cluster) else ROOM_SECONDS
         deadline = time.monotonic() + patience
         while self.now() < self.workers:
             if self.grows():

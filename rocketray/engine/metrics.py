@@ -6,19 +6,6 @@ busy the machines are, these what came of it.
 
 from __future__ import annotations
 
-from typing import Protocol
-
-
-class Made(Protocol):
-    """A block that is done."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-
 
 class BulkMetrics:
     """Counters by stage, of this process."""
@@ -26,20 +13,21 @@ class BulkMetrics:
     def __init__(self) -> None:
         from ray.util.metrics import Counter
 
-        def counter(name: str, words: str) -> Counter:
-            return Counter(f"rocketray_{name}", description=words, tag_keys=("stage",))
+        words = {
+            "blocks": "Blocks made",
+            "rows": "Rows of these blocks",
+            "tokens": "Tokens that models read for them",
+            "block_seconds": "Seconds that workers spent on them",
+        }
+        self.counters = {
+            name: Counter(f"rocketray_{name}", description=text, tag_keys=("stage",))
+            for name, text in words.items()
+        }
 
-        self.blocks = counter("blocks", "Blocks made")
-        self.rows = counter("rows", "Rows of these blocks")
-        self.tokens = counter("tokens", "Tokens that models read for them")
-        self.seconds = counter("block_seconds", "Seconds that workers spent on them")
-
-    def count(self, stage: str, made: Made) -> None:
-        told = ((self.blocks, 1), (self.rows, made.rows), (self.tokens, made.tokens),
-                (self.seconds, made.seconds))  # fmt: skip
-        for counter, amount in told:
+    def count(self, stage: str, **amounts: float) -> None:
+        for name, amount in amounts.items():
             if amount > 0:  # Ray refuses to count by nothing.
-                counter.inc(amount, {"stage": stage})
+                self.counters[name].inc(amount, {"stage": stage})
 
 
 class TrainMetrics:

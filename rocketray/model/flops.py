@@ -17,6 +17,25 @@ BACKWARD = 3
 """Forward and backward cost three forwards."""
 
 
+def of_forward(
+    weights: float, layers: int, width: int, *, rows: float, tokens: float, squares: float,
+    first_token: bool,
+) -> float:  # fmt: skip
+    """2 for each weight and token, and 4 * layers * width for each two tokens of a row.
+
+    Args:
+        weights: parameters of the layers' matrices.
+        squares: the rows' lengths squared, added up.
+        first_token: only the first token's last layer is computed.
+    """
+    flops = 2 * weights * tokens + 4 * layers * width * squares
+    if first_token:
+        # Of the last layer, the other tokens need keys and values alone.
+        rest = weights / layers - 2 * width**2
+        flops -= 2 * rest * (tokens - rows) + 4 * width * (squares - tokens)
+    return flops
+
+
 class Flops:
     """Operations of one encoder's forward pass.
 
@@ -41,12 +60,9 @@ class Flops:
         return sum(p.numel() for stack in stacks for p in stack.parameters() if p.ndim >= 2)
 
     def forward(self, mask_RT: torch.Tensor) -> float:
-        """2 for each weight and token, and 4 * layers * width for each two tokens of a row."""
         lengths_R = mask_RT.sum(1).double()
-        tokens, squares = float(lengths_R.sum()), float(lengths_R.square().sum())
-        flops = 2 * self.weights * tokens + 4 * self.layers * self.width * squares
-        if self.first_token:
-            # Of the last layer, the other tokens need keys and values alone.
-            rest = self.weights / self.layers - 2 * self.width**2
-            flops -= 2 * rest * (tokens - len(mask_RT)) + 4 * self.width * (squares - tokens)
-        return flops
+        return of_forward(
+            self.weights, self.layers, self.width, rows=len(mask_RT),
+            tokens=float(lengths_R.sum()), squares=float(lengths_R.square().sum()),
+            first_token=self.first_token,
+        )  # fmt: skip

@@ -16,7 +16,7 @@ from rocketray.artifacts import Draft, RunFolder, Version
 from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
 from rocketray.loop import claimed
-from rocketray.progress import Display, clock
+from rocketray.progress import Display, clock, megabytes
 from rocketray.verbs.lineage import Lineage
 
 State = Literal["current", "old", "unfinished"]
@@ -226,10 +226,3 @@ def _freed(files: Sequence[os.stat_result]) -> int:
     names = Counter((stat.st_dev, stat.st_ino) for stat in files)
     every = {(stat.st_dev, stat.st_ino): stat for stat in files}
     return sum(stat.st_size for key, stat in every.items() if stat.st_nlink == names[key])
-
-
-def megabytes(size: int) -> str:
-    """Decimal, as disks are sold: 1,234,567 -> "1.2 MB"."""
-    if size < 1e5:
-        return f"{size / 1e3:,.1f} kB"
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
