@@ -12,8 +12,8 @@ lengths, batch sizes, learning rates and numbers of steps, through its own train
 1. CachedMultipleNegativesRankingLoss on labelled pairs, for as many steps as dual_0;
 2. a CrossEncoder by BinaryCrossEntropyLoss, on negatives drawn from what 1 ranks high, for as many
    steps as ours;
-3. mine_hard_negatives by 1, as deep as ours denoises, with 2 as its cross_encoder, by each of
-   MINING;
+3. mine_hard_negatives by 1, as deep as it does by itself, with 2 as its cross_encoder, by each
+   of MINING;
 4. 1 goes on with each of these, and with labelled pairs alone, for as many steps as dual_1 and
    dual_2 together. What is best on dev is theirs.
 
@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, report
 
-from rocketray import loop, measures, results, schema
+from rocketray import artifacts, loop, measures, results, schema
 from rocketray import recipe as recipes
 from rocketray.comparison import SURE, Measured, against
 from rocketray.recipe import DualStep
@@ -56,6 +56,11 @@ MINING: dict[str, dict[str, float]] = {
 """Of the cross-encoder: NV-Retriever's rule as its documentation recommends it, and the rule that
 is nearest to RocketQA's."""
 PLAIN = "no hard negatives"
+SOURCES = (
+    "passages", "queries", "train_queries", "qrels_train", "initial", "initial_cross", "dual_0",
+    "cross", "dual_1", "dual_2",
+)  # fmt: skip
+"""Of ours, that theirs depends on: data, weights, and settings and steps of training."""
 SHARD = 32
 """Rows that its GradCache holds at once."""
 DEPTH = 100
@@ -71,12 +76,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     told = parser.parse_args()
-    pairs = [one_seed(told, number) for number in range(told.seeds)]
-    report(list(compared(pairs)), told.json, {"seeds": told.seeds, "questions": len(pairs[0][0])})
+    found = [one_seed(told, number) for number in range(told.seeds)]
+    report(list(compared(found)), told.json, {"seeds": told.seeds, "questions": len(found[0].ours)})
 
 
-def one_seed(told: Namespace, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measures by test question of ours and of theirs."""
+class Seed(NamedTuple):
+    """Measures by test question; `groups` as `measures.compare` takes them."""
+
+    ours: pd.DataFrame
+    theirs: pd.DataFrame
+    groups: pd.Series
+
+
+def one_seed(told: Namespace, number: int) -> Seed:
     folder = told.out / f"seed-{number}"
     flow = loop.run(
         told.recipe, folder / "ours", data=told.data, unlabelled=told.unlabelled,
@@ -85,9 +97,10 @@ def one_seed(told: Namespace, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     if flow.recipe.model.dual.towers != "one":
         sys.exit("model.dual.towers=two: sentence-transformers trains one tower. Set it to one.")
     ours = flow.made["dual_2_test"].read()
-    theirs = Theirs(flow, folder / "theirs").test_run()
+    key = artifacts.fingerprint([flow.made[name].digest for name in SOURCES])
+    theirs = Theirs(flow, folder / f"theirs-{key}").test_run()
     both = [measures.per_query(run, results.judged(flow), [MEASURE]) for run in (ours, theirs)]
-    return both[0], both[1]
+    return Seed(*both, results.groups(flow))
 
 
 def seeded(told: Namespace, number: int) -> list[str]:
@@ -96,21 +109,21 @@ def seeded(told: Namespace, number: int) -> list[str]:
     return [f"seed={seed + number}", f"data.seed={seed}"] if number else []
 
 
-def compared(pairs: list[tuple[pd.DataFrame, pd.DataFrame]]) -> Iterator[Result]:
+def compared(found: list[Seed]) -> Iterator[Result]:
     ours, theirs = (
-        Measured(name, name, [pair[side] for pair in pairs], [])
-        for side, name in enumerate(("ours", "theirs"))
+        Measured(name, name, [getattr(seed, name) for seed in found], [], found[0].groups)
+        for name in ("ours", "theirs")
     )
     each = [a / b for a, b in zip(ours.by_seed(MEASURE), theirs.by_seed(MEASURE), strict=True)]
     mean, their_mean = (float(np.mean(side.by_seed(MEASURE))) for side in (ours, theirs))
-    found = against(ours, theirs)
+    difference = against(ours, theirs)
     yield Result(
         name=f"{MEASURE} of the dual encoder", value=mean, unit="", target=1.03,
         peer=f"sentence-transformers, {their_mean:.4f}", ratio=mean / their_mean, low=min(each),
         high=max(each),
     )  # fmt: skip
     yield Result(
-        name="chance of such a difference by luck", value=found["p"], unit="", target=SURE,
+        name="chance of such a difference by luck", value=difference["p"], unit="", target=SURE,
         better="lower",
     )  # fmt: skip
 
@@ -214,9 +227,10 @@ class Theirs:
 
                 rows = self.mine(
                     self.base(), self.pairs, told.negatives * told.copies, "top",
-                    range_max=self.flow.recipe.denoise.depth, output_format="triplet",
-                    cross_encoder=CrossEncoder(str(self.cross())), **MINING[name],
+                    output_format="triplet", cross_encoder=CrossEncoder(str(self.cross())),
+                    **MINING[name],
                 )  # fmt: skip
+                print(f"  theirs: {name}, {len(rows):,} rows of {len(self.pairs):,} pairs")
             steps = self.steps("dual_1") + self.steps("dual_2")
             self.train(self.network(self.base()), rows, told, steps, folder)
 

@@ -92,6 +92,8 @@ VARIANTS = {
     "both": ("found by BM25 and dual_0 in turn", ("denoise.pool=both",)),
 }  # fmt: skip
 """What `--also` takes: dual_1 with one other rule, in words and as fields of a recipe."""
+LONGER = "longer"
+"""And dual_1 by the same rules for as many steps as dual_2, which has more examples."""
 
 UNDENOISED = (
     "denoise.off=true", "denoise.filter={}", "denoise.promote=false",
@@ -201,11 +203,15 @@ def planned(recipe: Recipe, asked: Asked) -> list[Row]:
     undenoised = Row("undenoised", "hard negatives, not denoised", hard_step, UNDENOISED)
     rows = [_group(asked.in_batch), undenoised]
     for name in asked.also:
+        if name == LONGER:
+            rows.append(Row(f"also_{LONGER}", "hard negatives, as many steps as dual_2", longer))
+            continue
         words, settings = VARIANTS[name]
         rows.append(Row(f"also_{name}", f"hard negatives {words}", hard_step, settings))
     for name in asked.weights:
-        setting = f"model.dual.weights={json.dumps(name)}"
-        rows.append(Row(f"weights_{_slug(name)}", f"dual_0 from {name}", other_weights, (setting,)))
+        # Whole: how many layers of the recipe's weights are kept says nothing about others.
+        settings = (f"model.dual.weights={json.dumps(name)}", "model.dual.layers=null")
+        rows.append(Row(f"weights_{_slug(name)}", f"dual_0 from {name}", other_weights, settings))
     if "negatives" in asked.figures:
         rows += [_group(size) for size in groups(recipe) if size != asked.in_batch]
     if "augmented" in asked.figures:
@@ -221,7 +227,7 @@ def planned(recipe: Recipe, asked: Asked) -> list[Row]:
 
 def _check(recipe: Recipe, asked: Asked) -> None:
     for kind, names, known in (
-        ("--also", asked.also, list(VARIANTS)),
+        ("--also", asked.also, [*VARIANTS, LONGER]),
         ("--figure", asked.figures, list(FIGURES)),
     ):
         if unknown := [name for name in names if name not in known]:
@@ -270,8 +276,10 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
     ready = pipeline.prepare(flow, dataset)
     if "test" not in ready.tables.chosen:
         raise UserError("an ablation needs judged questions: add qrels/test.tsv or qrels/dev.tsv.")
-    if any(row.make is part_augmented for row in rows) and "unlabelled" not in ready.tables.chosen:
-        raise UserError("--figure augmented needs unlabelled questions: add --unlabelled FILE.")
+    if "unlabelled" not in ready.tables.chosen:
+        for make, option in ((part_augmented, "--figure augmented"), (longer, f"--also {LONGER}")):
+            if any(row.make is make for row in rows):
+                raise UserError(f"{option} needs unlabelled questions: add --unlabelled FILE.")
     pipeline.run(flow, ready)
     results.conclude(flow)
     own = {name: stages for name, stages in OWN.items() if name in flow.made}
@@ -282,6 +290,7 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
     return {
         "seed": told.seed,
         "measured": {name: measured(flow, name, run) for name, run in runs_of(flow, rows)},
+        "groups": results.groups(flow),
         "facts": {name: facts(flow, name) for name in own},
         "seconds": {name: seconds(flow, stages) for name, stages in own.items()},
         "cross": cross_quality(flow),
@@ -329,6 +338,14 @@ def equally_long(told: HardStep, rows: int, others: int) -> HardStep:
     if not rows or steps_of(rows, told.global_batch, told.epochs) == steps:
         return told
     return told.model_copy(update={"epochs": steps * told.global_batch / rows})
+
+
+def longer(flow: Workflow, ready: Ready, row: Row) -> None:
+    """dual_1 once more, for as many steps as dual_2: they have as many epochs, as in the paper, but
+    dual_2's are longer. What dual_2 gains over this one it owes to its pseudo labels."""
+    told, examples = flow.recipe.steps.dual_1, flow.made["dual_1_examples"]
+    epochs = flow.made["dual_2"].facts["steps"] * told.global_batch / examples.rows
+    finish(flow, ready, row, examples, told.model_copy(update={"epochs": epochs}))
 
 
 def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
@@ -429,7 +446,7 @@ def conclude(
     words = report.MODELS | {row.name: row.words for row in rows}
     measured_rows = {
         name: Measured(name, words[name], [seed["measured"][name] for seed in found],
-                       [seed["facts"].get(name, {}) for seed in found])
+                       [seed["facts"].get(name, {}) for seed in found], found[0]["groups"])
         for name in found[0]["measured"]
     }  # fmt: skip
     shown = {
@@ -520,6 +537,8 @@ def notes(shown: Mapping[str, Any]) -> list[str]:
             f"Warning: reranking dual_2 by the cross-encoder does not help (MRR@10"
             f" {by_name['reranked']['mean']:.4f} against {by_name['dual_2']['mean']:.4f})."
         )
+    if "dual_2" in by_name and by_name["dual_2"]["steps"] != by_name["dual_1"]["steps"]:
+        found.append(_longer(by_name["dual_1"], by_name["dual_2"], shown.get("augmentation")))
     if "dual_2" not in by_name:
         found.append("Note: there are no unlabelled questions, so no row for data augmentation.")
     if pool := shown["pool"]:
@@ -528,3 +547,18 @@ def notes(shown: Mapping[str, Any]) -> list[str]:
             f" {pool['bm25']:,.0f} by BM25 alone, {pool['both']:,.0f} by both."
         )
     return found
+
+
+def _longer(
+    dual_1: Mapping[str, Any], dual_2: Mapping[str, Any], gain: Mapping[str, Any] | None
+) -> str:
+    told = (
+        f"Note: dual_2 trains {dual_2['steps']:,.0f} steps, dual_1 {dual_1['steps']:,.0f}: as many"
+        " epochs, as in the paper, over more examples. "
+    )
+    if gain is None:
+        return f"{told}`--also {LONGER}` trains dual_1 for as many."
+    return (
+        f"{told}Against dual_1 for as many steps it is {gain['difference']:+.4f}, p ="
+        f" {gain['p']:.4f}, in {gain['seeds_above']} seeds."
+    )

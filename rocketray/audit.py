@@ -260,7 +260,7 @@ def hide_dev(run: Run) -> tuple[pa.Table, pa.Table]:
     asked = denoised.fetch(run.need("queries"), set(queries))
     told = denoised.fetch(run.need("passages"), set(passages))
     qids, pids = [asked[row]["qid"] for row in queries], [told[row]["pid"] for row in passages]
-    return hide_positives(qrels, qids, pids, run.recipe.data.hide_positives, run.recipe.seed)
+    return hide_positives(qrels, qids, pids, run.recipe.data.hide_positives, run.recipe.data_seed)
 
 
 def hidden_keys(run: Run) -> np.ndarray:

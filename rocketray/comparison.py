@@ -3,7 +3,8 @@
 A row has one measured frame per seed, over the same questions. Its mean is over questions and
 seeds, its spread the standard deviation over seeds (training luck). Two rows are compared question
 by question, each question's value averaged over seeds first, so the p-value speaks of the questions
-and not of the seeds; how many seeds agree in sign stands beside it.
+and not of the seeds; how many seeds agree in sign stands beside it. Questions about one passage
+count as one witness (`Measured.groups`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Measured:
     words: str
     frames: Sequence[pd.DataFrame]
     facts: Sequence[Mapping[str, Any]]
+    groups: pd.Series | None = None
+    """Of each question, as `measures.compare` takes them."""
 
     def by_seed(self, measure: str = MEASURE) -> list[float]:
         return [float(frame[measure].mean()) for frame in self.frames]
@@ -95,6 +98,8 @@ def compared(
         "claims": claims,
         "order": order(claims),
     }
+    if "also_longer" in rows and "dual_2" in rows:
+        found["augmentation"] = against(rows["dual_2"], rows["also_longer"])
     for kind, base in (("also", "dual_1"), ("weights", "dual_0")):
         if kind in kinds:
             found[kind] = [line(rows[name], rows[base]) for name in kinds[kind]]
@@ -139,7 +144,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 def against(row: Measured, other: Measured) -> dict[str, Any]:
     """Difference, p-value (paired, two-sided, over questions), seeds with a gain."""
-    found = measures.compare(row.by_question(), other.by_question())
+    found = measures.compare(row.by_question(), other.by_question(), groups=row.groups)
     pairs = zip(row.by_seed(), other.by_seed(), strict=True)
     return {
         "row": other.name,

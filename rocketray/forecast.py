@@ -243,8 +243,13 @@ def limits(task: Task, fleet: Fleet, found: Sequence[Time]) -> Iterator[str]:
     files = sum(2 * work.blocks for work in task.works())
     if files > 1e6:
         yield f"{files:,} files: raise blocks.passages and blocks.queries."
-    if recipe.evaluate.bm25 and counts.passages > 5e6:
-        yield "BM25 indexes the corpus in each worker's memory: set evaluate.bm25=false."
+    searches = {
+        "evaluate.bm25": recipe.evaluate.bm25,
+        "steps.dual_0.negatives and denoise.pool": task.lexical_training,
+    }
+    if counts.passages > 5e6 and any(searches.values()):
+        asked = " and ".join(field for field, wanted in searches.items() if wanted)
+        yield f"BM25 indexes the corpus in each worker's memory: see {asked}."
 
 
 def scaled(task: Task, fleet: Fleet) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ SHARES: dict[Effort, float] = {
     "encode": 0.35, "score": 0.35, "search": 0.3, "train_dual": 0.25, "train_cross": 0.25,
 }  # fmt: skip
 """Of a GPU's peak in bfloat16, that real tokens reach."""
+TRAINING: tuple[Effort, ...] = ("train_dual", "train_cross")
 PER_CPU: dict[Effort, float] = {"ingest": 20_000, "tokenise": 300_000, "lexical": 50e6}
 """Rows, tokens, questions times passages a second of one CPU (`benchmarks/scale.py`)."""
 CPU_FLOPS = 60e9
@@ -60,9 +61,12 @@ class Machine:
 
 def _gpus(
     name: str, gpus: int, gpu: str, peak: float, memory: float, cpus: int, network: float,
-    price: float,
+    price: float, float32: float | None = None,
 ) -> Machine:  # fmt: skip
+    """`peak` in TFLOP/s; `float32` of a GPU that trains in it, having neither bfloat16 nor TF32."""
     rates = {effort: share * peak * TERA for effort, share in SHARES.items()}
+    if float32 is not None:
+        rates |= dict.fromkeys(TRAINING, 0.6 * float32 * TERA)
     return Machine(
         name, cpus, rates | PER_CPU, network * GBIT, price,
         gpus=gpus, gpu=gpu, memory=memory * 1e9,
@@ -82,7 +86,7 @@ MACHINES = {
         _gpus("g6.xlarge", 1, "L4", 121, 24, 4, 10, 0.8048),
         _gpus("g6.12xlarge", 4, "L4", 121, 24, 48, 40, 4.6016),
         _gpus("g5.xlarge", 1, "A10G", 70, 24, 4, 10, 1.006),
-        _gpus("g4dn.xlarge", 1, "T4", 65, 16, 4, 25, 0.526),
+        _gpus("g4dn.xlarge", 1, "T4", 65, 16, 4, 25, 0.526, float32=8.1),
         _cpus("c7i.4xlarge", 16, 12.5, 0.714),
         _cpus("m7i.4xlarge", 16, 12.5, 0.8064),
     )

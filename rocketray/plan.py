@@ -143,6 +143,8 @@ class Task:
     def _works(self) -> Iterator[Work]:
         told, counts = self.recipe, self.counts
         yield from self.texts()
+        if self.lexical_training:
+            yield self.lexical("train", counts.train)
         yield self.dual_step("dual_0", counts.labels * told.steps.dual_0.copies)
         yield from (self.encode(name) for name in ("initial", "dual_0"))
         yield from self.searches("initial", ["test"])
@@ -163,9 +165,17 @@ class Task:
         if counts.test and told.evaluate.rerank:
             yield self.score("dual_2_test_scored", counts.test, told.evaluate.rerank)
         if counts.test and told.evaluate.bm25:
-            efforts: dict[Effort, float] = {"lexical": float(counts.test * counts.passages)}
-            yield Work("bm25_test", counts.test, "questions", efforts, self._query_blocks("test"),
-                       "BM25", reads=self._text_bytes)  # fmt: skip
+            yield self.lexical("test", counts.test)
+
+    @property
+    def lexical_training(self) -> bool:
+        """Whether BM25 searches for the training questions."""
+        return self.recipe.steps.dual_0.negatives == "bm25" or self.recipe.denoise.pool != "dual_0"
+
+    def lexical(self, purpose: str, questions: int) -> Work:
+        efforts: dict[Effort, float] = {"lexical": float(questions * self.counts.passages)}
+        return Work(f"bm25_{purpose}", questions, "questions", efforts,
+                    self._query_blocks(purpose), "BM25", reads=self._text_bytes)  # fmt: skip
 
     # ---- texts
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from rich.table import Table
 
@@ -131,6 +132,14 @@ def judged(flow: Workflow) -> pa.Table:
     chosen = flow.made["test_queries"].read()["query"].to_numpy()
     table = held_out(flow).read()
     return table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
+
+
+def groups(flow: Workflow) -> pd.Series:
+    """Of each question that is asked, its first relevant passage: with that passage's embedding all
+    questions about it rise and fall, so they are no witnesses independent of each other."""
+    table = judged(flow).to_pandas()
+    found: pd.Series = table[table["relevance"] > 0].groupby("query")["passage"].min()
+    return found
 
 
 def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:

@@ -27,6 +27,7 @@ STEPS = 20
 """Of a ce_score histogram, equally wide."""
 VERDICTS = tuple(verdict.value for verdict in Verdict)
 DENOISED = VERDICTS[:4]
+FALSE_NEGATIVE = VERDICTS.index(Verdict.LIKELY_FALSE_NEGATIVE)
 """What denoising says; the fifth is augment's."""
 
 Row = dict[str, Any]
@@ -118,9 +119,12 @@ class ByRank:
     def add(self, found: Flat, likely_N: np.ndarray, hidden_N: np.ndarray) -> None:
         """`likely_N`: probability of relevance; `hidden_N`: known to be relevant."""
         band_N, scored_N = found.band_N, np.isfinite(found.ce_N)
-        np.add.at(self.verdicts_VR, (found.verdict_N, band_N), 1)
+        # `denoise.promote` makes a positive of what it takes for a false negative.
+        promoted_N = found.having(Verdict.PSEUDO_POSITIVE)
+        verdict_N = np.where(promoted_N, FALSE_NEGATIVE, found.verdict_N)
+        np.add.at(self.verdicts_VR, (verdict_N, band_N), 1)
         step_N = np.minimum((found.ce_N[scored_N] * STEPS).astype(int), STEPS - 1)
-        np.add.at(self.steps_VRS, (found.verdict_N[scored_N], band_N[scored_N], step_N), 1)
+        np.add.at(self.steps_VRS, (verdict_N[scored_N], band_N[scored_N], step_N), 1)
         sides = ~found.having(Verdict.LABELLED_POSITIVE), found.having(Verdict.HARD_NEGATIVE)
         for when, mine_N in zip(SIDES, sides, strict=True):
             for what, values_N in (("false", likely_N), ("ce", found.ce_N), ("known", hidden_N)):
@@ -238,9 +242,12 @@ class Removal:
         self.queries = np.unique(truth >> 32)
         shape = len(FIRST_RANKS), len(grid) + 1
         self.true, self.other = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.known = 0
+        """Of `truth`, that belong to the questions of the lists: others were never searched."""
 
     def add(self, found: Flat) -> None:
         key_N = found.key_N
+        self.known += int(np.isin(self.truth >> 32, found.query_N).sum())
         mine_N = np.isfinite(found.ce_N) & np.isin(found.query_N, self.queries)
         mine_N &= ~np.isin(key_N, self.labelled)
         true_N = np.isin(key_N, self.truth)
@@ -274,7 +281,7 @@ class Removal:
         """The curve, and what it rests on: `scored` of the `known` are in the lists."""
         rows = self.rows()
         return {
-            "known": len(self.truth),
+            "known": self.known,
             "scored": int(self.true.sum()),
             "others": int(self.other.sum()),
             "curve": rows,

@@ -192,14 +192,17 @@ def test_figures_and_other_weights_add_to_what_is_there(
     place.watched(monkeypatch)
     place.bulk.clear()
     place.trained.clear()
-    asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both",))
+    asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both", "longer"))
     after = place.run(seeds=1, asked=asked)
-    made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50", "also_both")
+    made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50", "also_both",
+            "also_longer")  # fmt: skip
     assert set(place.trained) == {("seed-3", name) for name in made}
     assert [row["by_seed"][0] for row in after["rows"]] == [
         row["by_seed"][0] for row in before["rows"]
     ]
     assert after["also"][0]["steps"] == after["rows"][TABLE.index("dual_1")]["steps"]
+    assert after["also"][1]["steps"] == after["rows"][TABLE.index("dual_2")]["steps"]
+    assert after["also"][1]["examples"] == after["also"][0]["examples"]
     assert sum(after["pool"].values()) == 16 * 5
     # The recipe's own weights, called by their name: the same model once more.
     assert after["weights"][0]["mean"] == after["rows"][TABLE.index("dual_0")]["mean"]
@@ -274,14 +277,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_weak_cross_encoder_is_said_aloud() -> None:
-    rows = [{"row": "dual_2", "mean": 0.5}, {"row": "reranked", "mean": 0.5}]
+    dual_1 = {"row": "dual_1", "steps": 10}
+    rows = [
+        dual_1,
+        {"row": "dual_2", "mean": 0.5, "steps": 10},
+        {"row": "reranked", "mean": 0.5},
+    ]
     found = ablation.notes({"rows": rows, "cross": {"dual_0": 0.4, "cross": 0.3}, "pool": None})
     assert [text.split(":")[0] for text in found] == ["Warning", "Warning"]
     assert "MRR@10 0.3000 against 0.4000" in found[0]
-    strong = [{"row": "dual_2", "mean": 0.5}, {"row": "reranked", "mean": 0.6}]
+    strong = [*rows[:2], {"row": "reranked", "mean": 0.6}]
     assert (
         ablation.notes({"rows": strong, "cross": {"dual_0": 0.3, "cross": 0.4}, "pool": None}) == []
     )
+
+
+def test_longer_training_is_said_beside_augmentation() -> None:
+    rows = [{"row": "dual_1", "steps": 83}, {"row": "dual_2", "steps": 141}]
+    shown: dict[str, Any] = {"rows": rows, "cross": None, "pool": None}
+    (said,) = ablation.notes(shown)
+    assert said.startswith("Note: dual_2 trains 141 steps, dual_1 83: ")
+    assert said.endswith("`--also longer` trains dual_1 for as many.")
+    gain = {"difference": 0.0123, "p": 0.04, "seeds_above": 2}
+    (said,) = ablation.notes(shown | {"augmentation": gain})
+    assert said.endswith("for as many steps it is +0.0123, p = 0.0400, in 2 seeds.")
 
 
 def test_without_unlabelled_questions_the_row_is_left_out_and_said() -> None:

@@ -71,6 +71,26 @@ def test_a_gain_on_two_questions_may_be_luck() -> None:
     assert found["words"].endswith("holds, but may be luck.")
 
 
+def test_questions_about_one_passage_are_one_witness() -> None:
+    better, worse = (
+        Measured(
+            "a", "", [pd.DataFrame({MEASURE: [value] * QUESTIONS})], [{}], pd.Series(7, range(40))
+        )
+        for value in (0.5, 0.4)
+    )
+    assert claim(better, worse, 0.03)["p"] == 1.0
+
+
+def test_what_augmentation_gains_beside_longer_training() -> None:
+    found = compared(
+        AS_THE_PAPER | table(also_longer=0.55), "in_batch_4", {"also": ["also_longer"]}
+    )
+    assert found["augmentation"]["difference"] == pytest.approx(0.05)
+    assert found["augmentation"]["row"] == "also_longer"
+    assert [row["against"]["row"] for row in found["also"]] == ["dual_1"]
+    assert "augmentation" not in compared(AS_THE_PAPER, "in_batch_4", QUIET)
+
+
 def test_the_table_has_the_papers_order_and_each_row_the_one_above() -> None:
     found = compared(AS_THE_PAPER | table(bm25=0.7, reranked=0.8), "in_batch_4", QUIET)
     names = [line["row"] for line in found["rows"]]

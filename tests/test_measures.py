@@ -150,6 +150,17 @@ def test_compare_counts_signs() -> None:
     assert found.queries == 3
 
 
+def test_compare_flips_a_group_as_one() -> None:
+    """Six equal gains: alone 2 of 64 sign patterns are as far from zero; as two groups of two and
+    two queries that stand alone, 2 of 16; as one group both patterns are."""
+    a, b = (pd.Series([value] * 6, index=list("abcdef")) for value in (1.0, 0.5))
+    pairs = pd.Series({"d": 8, "c": 8, "b": 7, "a": 7, "z": 7})
+    for groups, expected in [(None, 2 / 64), (pairs, 2 / 16), (pd.Series(1, list("abcdef")), 1.0)]:
+        found = compare(a, b, groups=groups, rounds=4_000)
+        assert (found.difference, found.queries) == (0.5, 6)
+        assert found.p_value == pytest.approx(expected, abs=0.02)
+
+
 def test_compare_agrees_with_the_t_test() -> None:
     stats = pytest.importorskip("scipy.stats")
     draw = np.random.default_rng(5)

@@ -103,6 +103,13 @@ def test_a_training_step() -> None:
     assert work.sent == 2 * (4 * towers + 4 * 4096 * 2 * 768)
 
 
+def test_bm25_searches_for_training_questions_where_negatives_come_from_it() -> None:
+    assert "bm25_train" not in by_stage(task())
+    for setting in ("steps.dual_0.negatives=bm25", "denoise.pool=both"):
+        work = by_stage(task(MARCO, setting))["bm25_train"]
+        assert work.efforts == {"lexical": 502_939 * 8_841_823}
+
+
 def test_a_recipe_limits_what_it_uses() -> None:
     recipe = recipes.load(
         "small", ["data.hide_labels=0.5", "data.labelled=100", "augment.queries=null"]
@@ -200,6 +207,12 @@ def test_limits_are_named() -> None:
         assert word in said
     small = task(Counts(10_000, 1_000, 1_000, unlabelled=100), "evaluate.bm25=false")
     assert not forecast.told(small, machines.fleet("g6.xlarge"))["limits"]
+
+
+def test_without_bfloat16_training_is_in_float32() -> None:
+    rates = machines.MACHINES["g4dn.xlarge"].rates
+    assert rates["train_dual"] == rates["train_cross"] == pytest.approx(0.6 * 8.1e12)
+    assert rates["encode"] == pytest.approx(0.35 * 65e12)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,14 @@ def test_without_scores_there_are_verdicts_only() -> None:
     assert ranks.steps_VRS.sum() == 0
 
 
+def test_what_is_promoted_counts_as_a_false_negative() -> None:
+    ranks = ByRank()
+    found = flat(verdicts((0, [1, 2], [1.0, 0.0], ["pseudo_positive", HARD])))
+    ranks.add(found, found.ce_N, np.array([False, False]))
+    assert by(ranks.rows(), FALSE) == [1, 0, 1]
+    assert ranks.histograms()["by_verdict"][FALSE][-1] == 1
+
+
 def swept() -> Sweep:
     sweep, found = Sweep(GRID), flat(LISTS)
     sweep.add(found, found.ce_N)
@@ -162,7 +170,7 @@ def test_removal_by_hand() -> None:
     removal = Removal(GRID, pairs((3, 11), (3, 13), (9, 1)), pairs((3, 10), (5, 10)))
     removal.add(flat(LISTS))
     found = removal.found()
-    assert (found["known"], found["scored"], found["others"]) == (3, 2, 2)
+    assert (found["known"], found["scored"], found["others"]) == (2, 2, 2)  # 9 has no list.
     assert found["curve"] == [
         {"negative_below": 0.25, "recall": 0.5, "kept": 1.0, "precision": 0.5},
         {"negative_below": 0.5, "recall": 0.0, "kept": 1.0, "precision": 0.0},

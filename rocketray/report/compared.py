@@ -106,6 +106,9 @@ def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
     if "qrels_test" not in names:
         return {}, None
     relevant = relevant_of(folder.version("qrels_test"))
+    if "test_queries" in names:  # The others of them were not asked (`evaluate.queries`).
+        asked = folder.version("test_queries").read()["query"].to_pylist()
+        relevant = {query: relevant[query] for query in sorted(asked)}
     runs = {model: f"{model}_test" for model in MODELS if f"{model}_test" in names}
     every = {model: found(folder.version(name), relevant) for model, name in runs.items()}
     after = next((model for model in reversed(MODELS) if model in every), None)

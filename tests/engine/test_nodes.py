@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.heads import until
 from tests.model.training_data import TrainingData
+from tests.runs import log_of, start
 from tests.toys import Slow
 
 pytestmark = [
@@ -29,6 +29,15 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 BLOCKS = 200
+ENDLESS = (
+    "cluster.bulk.actors=0",
+    "cluster.train.workers=2",
+    "cluster.train.threads=1",
+    "steps.dual_0.epochs=100000",
+    "steps.dual_0.evaluations=1",
+    "steps.dual_0.checkpoint_every=1000000",
+)
+"""Training that two workers do for hours."""
 
 
 @pytest.fixture
@@ -121,30 +130,34 @@ def test_training_that_no_machines_can_hold_stops(
 
 
 def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: Path) -> None:
-    """Told to Ray as a cloud's notice is; no checkpoint is due for hours."""
+    """Told to Ray as a cloud's notice is; no checkpoint is due for hours.
+
+    The driver is a process of its own, which can be ended in the middle: a thread that trains
+    would outlive the Ray it talks to, and take this process down with it.
+    """
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
     first, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
-    data = TrainingData(tmp_path / "data")
-    out, base = tmp_path / "out", data.dual(dropout=0.0)
-    job = data.job("dual", out, base, epochs=100_000, checkpoint_every=1_000_000)
-    workers = TrainCluster(workers=2, threads=1, gpus=False, trackers=())
+    out = tmp_path / "run"
+    process = start(out, *ENDLESS, f"cluster.address={nodes.address}", until="dual_0")
 
-    def run() -> None:
-        with suppress(BaseException):  # The cluster ends first.
-            training.fit(job, Cluster(address=nodes.address, train=workers))
+    def logged(what: str) -> bool:
+        assert process.poll() is None, log_of(out).read_text()[-3000:]
+        return any(what in log.read_text() for log in out.glob("stages/dual_0-*/log.jsonl"))
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    log = out / "log.jsonl"
-    until(lambda: log.is_file() and '"loss"' in log.read_text(), "it trains")
-    client, deadline = GcsClient(address=nodes.address), int(time.time() + 600) * 1000
-    assert client.drain_node(
-        first.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", deadline
-    ) == (True, "")  # fmt: skip
-    until(lambda: '"notice"' in log.read_text(), "it is told")
-    until(lambda: any(out.glob("checkpoints/*/state.json")), "it has saved")
+    try:
+        until(lambda: logged('"loss"'), "it trains")
+        client, deadline = GcsClient(address=nodes.address), int(time.time() + 600) * 1000
+        assert client.drain_node(
+            first.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", deadline
+        ) == (True, "")  # fmt: skip
+        until(lambda: logged('"notice"'), "it is told")
+        saved = "stages/dual_0-*/checkpoints/*/state.json"
+        until(lambda: any(out.glob(saved)), "it has saved")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> None:

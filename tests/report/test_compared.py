@@ -55,6 +55,14 @@ def test_ranks_and_recall_are_those_of_the_lists(folder: RunFolder) -> None:
     assert dual_2.rank_Q.tolist() == [1, 0, 0]  # A passage judged 0 is not relevant.
 
 
+def test_questions_that_were_not_asked_do_not_count(folder: RunFolder) -> None:
+    version(folder, "test_queries", pa.table({"query": pa.array([1, 0])}))
+    every, found = compared.read(folder)
+    assert every["dual_0"].rank_Q.tolist() == [2, 1]
+    assert found
+    assert found.questions == 2
+
+
 def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
     _, found = compared.read(folder)
     assert found
