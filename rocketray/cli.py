@@ -27,7 +27,8 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[
-    str, typer.Argument(help="A recipe's name (small, msmarco, nq, ablate, tiny, quickstart) or file.")
+    str,
+    typer.Argument(help="A recipe's name (small, msmarco, nq, ablate, tiny, quickstart) or file."),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The run's folder: new, empty, or to resume.")]
 Set = Annotated[
@@ -532,7 +533,7 @@ Examples:
 
     rocketray ablate small --data my_corpus --out runs/rules --also percpos --also simans
 
-The same command again goes on where it stopped; of more rows and seeds only what is missing is trained.
+The same command again goes on where it stopped and trains only what is missing.
 """
 )
 def ablate(
