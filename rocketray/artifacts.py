@@ -430,8 +430,12 @@ class Draft:
             files: further files (a model's), already in place below the version's folder.
             blocks: how many blocks there must be; a missing one is a bug, not a short table.
         """
-        for leftover in self.path.glob("*/.*.tmp"):  # Of workers that were killed while writing.
-            leftover.unlink(missing_ok=True)
+        # Of workers that were killed while writing: a block, a checkpoint, a whole model.
+        for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
         shutil.rmtree(self.path / "attempts", ignore_errors=True)
         receipts = [receipt for _, receipt in sorted(self.receipts().items())]
         if blocks is not None and [r["block"] for r in receipts] != list(range(blocks)):

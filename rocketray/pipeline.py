@@ -890,7 +890,7 @@ def train(
         log = folder / "log.jsonl"
         arguments: dict[str, Any] = {**paths, **settings}
         job = Job(
-            kind=kind, out=folder, dev=dev, log_path=log, name=name,
+            kind=kind, out=folder, run_folder=flow.folder, dev=dev, log_path=log, name=name,
             scored=tuple(version.path for version in scored), **beside, **arguments,
         )  # fmt: skip
         steps = _steps(told, inputs["examples"])

@@ -142,7 +142,12 @@ def _send(path: Path) -> None:
 
 
 def create(path: Path, text: str) -> bool:
-    """Make a file that must not be there yet; False if it is. Of several at once one makes it."""
+    """Make a file that must not be there yet; False if it is. Of several at once one makes it.
+
+    Raises:
+        UserError: the file system has no hard links. `open` in mode x would do without, but shows
+            others the file before its text is in it.
+    """
     content = text.encode()
     if mirrored(path) and not _create(path, content):
         return False
@@ -156,6 +161,11 @@ def create(path: Path, text: str) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot hold hard links ({error.strerror}), by which one writer is told"
+            " from two. Use another file system, or a url (docs/storage.md)."
+        ) from error
     finally:
         temporary.unlink()
     return True

@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,7 +110,7 @@ class Workflow:
         made = {}
         for job in jobs:
             facts = _sum_facts(job.draft)
-            made[job.draft.stage] = job.draft.finish(facts, blocks=len(job.items))
+            made[job.draft.stage] = self._finish(job.draft, facts, blocks=len(job.items))
         return [
             self._after(self._within_quarantine(found or made[spec.name]))
             for spec, (_, found) in zip(specs, before, strict=True)
@@ -149,7 +149,7 @@ class Workflow:
             for number, parts in enumerate(blocks):
                 rows = len(parts[artifacts.TABLE])
                 artifacts.commit_block(draft.path, number, parts, rows=rows, key="", facts={})
-            return self._after(draft.finish(facts or {}, blocks=len(blocks)))
+            return self._after(self._finish(draft, facts or {}, blocks=len(blocks)))
 
     def files(
         self,
@@ -169,7 +169,7 @@ class Workflow:
             facts = make(draft.path)
             storage.sync(draft.path / "model", below=True)  # Another node may have made it.
             model = sorted(p for p in (draft.path / "model").rglob("*") if p.is_file())
-            return self._after(draft.finish(facts, files=model))
+            return self._after(self._finish(draft, facts, files=model))
 
     # ---- around making
 
@@ -189,6 +189,14 @@ class Workflow:
             self.display.say(f"  {name:<26} again, because {reasons}")
         draft.path.mkdir(parents=True, exist_ok=True)
         return draft, None
+
+    def _finish(
+        self, draft: Draft, facts: Mapping[str, Any], *, files: Iterable[Path] = (),
+        blocks: int | None = None,
+    ) -> Version:  # fmt: skip
+        """A manifest makes a version count, whoever wrote it: so ask before."""
+        self.folder.check_writer()
+        return draft.finish(facts, files, blocks)
 
     def _after(self, version: Version) -> Version:
         self.folder.check_writer()

@@ -69,6 +69,9 @@ def test_what_killed_workers_left_half_written_is_removed(tmp_path: Path) -> Non
     made = draft(tmp_path)
     commit(made.path, 0, 1, 2)
     (made.path / "blocks" / ".00000.parquet.0123abcd.tmp").write_bytes(b"half")
+    for folder in ("checkpoints/.step-00000003.0123abcd.tmp", ".model.0123abcd.tmp"):
+        (made.path / folder).mkdir(parents=True)
+        (made.path / folder / "model.safetensors").write_bytes(b"half")
     made.finish({}, blocks=1)
     assert files(made.path) == ["blocks/00000.parquet", "manifest.json", "receipts/00000.json"]
 
@@ -385,6 +388,18 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
         RunFolder(tmp_path / "run").claim()
+
+
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(1, "Operation not permitted")  # As exFAT says it.
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="cannot hold hard links"):
+        RunFolder(tmp_path / "run").claim()
+    assert files(tmp_path / "run") == []
 
 
 # ------------------------------------------------------------------------------------- run folder

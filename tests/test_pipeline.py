@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import pytest
 from rich.console import Console
 
 from rocketray import calibration, cli, loop, pipeline, results
-from rocketray.artifacts import RunFolder, Version
+from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.errors import UserError
 from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
-from rocketray.progress import Display
+from rocketray.progress import Display, Meter
 from rocketray.recipe import load
 from rocketray.schema import EXAMPLES, positives_of
 from rocketray.tables import as_version
@@ -165,6 +166,29 @@ def test_metrics_are_shares(finished: Place) -> None:
 
 def test_the_same_command_again_makes_nothing(place: Place) -> None:
     assert remade(place.run()) == set()
+
+
+class Overtaken(Display):
+    """Somebody takes the run folder over when dual_2 begins to train."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(quiet=True)
+        self.out = out
+
+    @contextmanager
+    def meter(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+        if name == "dual_2":
+            RunFolder(self.out).claim(take_over=True)
+        with super().meter(name, total, unit, done) as meter:
+            yield meter
+
+
+def test_who_was_taken_over_stops_training(place: Place) -> None:
+    before = set((place.out / "stages").glob("dual_2-*"))
+    with pytest.raises(Superseded):
+        place.run("steps.dual_2.learning_rate=0.0001", display=Overtaken(place.out))
+    (begun,) = set((place.out / "stages").glob("dual_2-*")) - before
+    assert list(begun.iterdir()) == []
 
 
 def test_another_machine_folder_makes_the_same_bytes(finished: Place, tmp_path: Path) -> None:

@@ -220,6 +220,27 @@ def test_who_was_taken_over_makes_nothing_current(tmp_path: Path) -> None:
     assert set(flow.folder.current()) == {"numbers"}
 
 
+@pytest.mark.parametrize("way", ["bulk", "small", "files"])
+def test_who_was_taken_over_finishes_nothing(tmp_path: Path, way: str) -> None:
+    """Also where all is made by then: another process's stage would be taken for finished."""
+    flow = workflow(tmp_path)
+    flow.folder.claim()
+    source = numbers(flow, [[1]])
+    finished = double(flow, source).path / "manifest.json"
+    finished.unlink()  # Its blocks stay.
+
+    RunFolder(flow.folder.path).claim(take_over=True)
+    make = {
+        "bulk": lambda: double(flow, source),
+        "small": lambda: flow.small("late", {}, list),
+        "files": lambda: flow.files("late", {}, [], lambda folder: {}),
+    }
+    with pytest.raises(Superseded):
+        make[way]()
+    assert not finished.exists()
+    assert list(flow.folder.stages.glob("late-*/manifest.json")) == []
+
+
 def test_a_user_error_names_no_stage_as_finished(tmp_path: Path) -> None:
     flow = workflow(tmp_path)
     source = numbers(flow, [[1], [13]])

@@ -19,10 +19,11 @@ from typing import Any
 import torch.distributed as dist
 
 from rocketray import storage
-from rocketray.artifacts import write_text
+from rocketray.artifacts import Superseded, write_text
 from rocketray.engine.cluster import Room, asked_by, connect
 from rocketray.engine.metrics import TrainMetrics
 from rocketray.errors import UserError
+from rocketray.model.gather import told_by_workers
 from rocketray.model.trainer import Job, Result, check, train
 from rocketray.recipe import Cluster
 
@@ -49,10 +50,6 @@ def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Resul
     try:
         with room.watched(lambda: storage.fetch(_begun(job)), say):
             answer = _fit_on_ray(job, cluster, room.asked)
-    except RuntimeError:  # Ray Train's own errors are RuntimeErrors.
-        if not storage.fetch(_refusal(job)):
-            raise
-        answer = {"error": _refusal(job).read_text(encoding="utf-8")}
     finally:
         storage.remove(_begun(job))
     if "error" in answer:
@@ -80,7 +77,13 @@ def _refusal(job: Job) -> Path:
 
 
 def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[str, Any]:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import (
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchTrainer
 
     from rocketray.engine.group import GroupConfig
@@ -102,9 +105,22 @@ def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[
             logging_config=LoggingConfig("ERROR"),
         ),
     )
-    with _ctrl_c_interrupts():
-        answer: dict[str, Any] = trainer.fit().return_value
-    return answer
+    try:
+        with _ctrl_c_interrupts():
+            answer: dict[str, Any] = trainer.fit().return_value
+        return answer
+    except TrainingFailedError as failure:  # No retry is left.
+        return {"error": _reason(job, failure)}
+
+
+def _reason(job: Job, failure: Exception) -> str:
+    """Why a worker refused, where a refusal is what ended training; else Ray's failure stands."""
+    if storage.fetch(_refusal(job)):
+        return _refusal(job).read_text(encoding="utf-8")
+    for error in getattr(failure, "worker_failures", {}).values():
+        if isinstance(error, UserError):  # From where nothing can be written down.
+            return str(error)
+    raise failure
 
 
 @contextmanager
@@ -135,11 +151,11 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     job: Job = config["job"]
-    if not storage.mirrored(job.examples) and not job.examples.is_dir():
-        raise UserError(
-            f"{socket.gethostname()} does not see {job.examples}: the run folder must be on storage"
-            " that every node sees under one path, or on object storage."
-        )
+    if blind := _blind(job):
+        return {
+            "error": f"{', '.join(blind)} cannot see {job.examples}: the run folder must be on"
+            " storage that every node sees under one path, or on object storage."
+        }
     if storage.fetch(_refusal(job)):
         return {"error": _refusal(job).read_text(encoding="utf-8")}
     if get_context().get_world_rank() == 0:
@@ -150,11 +166,21 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         told = TrainMetrics(job.name) if get_context().get_world_rank() == 0 else None
         return asdict(train(job, device=get_device(), on_step=told, leaving=_leaving))
+    except Superseded as error:  # All workers stop with it, in a folder that is another's by now.
+        return {"error": str(error)}
     except UserError as error:  # Ours to explain, not Ray's to retry.
         write_text(_refusal(job), str(error))
         # Where this worker alone refuses, the others wait for it in a collective: end that.
         dist.destroy_process_group()
         return {"error": str(error)}
+
+
+def _blind(job: Job) -> list[str]:
+    """The hosts that do not see the run folder. They cannot write a refusal there, and what they
+    raise Ray retries: so all workers are told, and all stop."""
+    sees = storage.mirrored(job.examples) or job.examples.is_dir()
+    told = told_by_workers("" if sees else socket.gethostname())
+    return sorted({host for host in told if host})
 
 
 def _leaving() -> bool:

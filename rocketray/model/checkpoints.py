@@ -47,7 +47,7 @@ class Checkpoint:
 def save(
     folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep` and what killed attempts left.
+    """Write a checkpoint, then remove all but the newest `keep`.
 
     Args:
         tensors: by file name, without the suffix.
@@ -68,8 +68,6 @@ def save(
     if path.exists():  # Left by an attempt that was found corrupt, or that ran further than this.
         shutil.rmtree(path)
     place(temporary, path)
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
     if storage.mirrored(path):
         storage.later(lambda: _send(path, keep))
     else:
@@ -98,7 +96,13 @@ def at(folder: Path, step: int) -> Checkpoint | None:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Forget what is newer than the step a run goes on from: it will be made again."""
+    """Forget what is newer than the step a run goes on from: it will be made again.
+
+    And what killed attempts left half written. Not in `save`: whoever was superseded while it wrote
+    would take away what the new writer is writing.
+    """
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
     for path in {*_steps(folder), *folder.glob("step-*")}:  # Here may be what was never sent.
         if path.name > f"step-{step:08d}":
             storage.remove(path)

@@ -23,7 +23,15 @@ import pyarrow.compute as pc
 import torch
 
 from rocketray import storage
-from rocketray.artifacts import Version, publish, read_json, write_json, write_text
+from rocketray.artifacts import (
+    RunFolder,
+    Superseded,
+    Version,
+    publish,
+    read_json,
+    write_json,
+    write_text,
+)
 from rocketray.errors import UserError
 from rocketray.model import checkpoints, trackers
 from rocketray.model.cross_encoder import CrossEncoder
@@ -84,6 +92,8 @@ class Job:
     """Token stores the rows of `examples` point into."""
     out: Path
     """Gets `model/` (the result), `checkpoints/` and `best/`. Shared by all workers."""
+    run_folder: RunFolder | None = None
+    """Where `out` is: training stops once somebody else has become its writer."""
     qrels: Path | None = None
     """Version folder of a QRELS table: known positives, used only to mask columns."""
     scored: tuple[Path, ...] = ()
@@ -213,6 +223,7 @@ def train(
 
     Raises:
         UserError: five steps in a row gave NaN or infinity; the message names the rows.
+        Superseded: the run folder has another writer by now. On every worker.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -598,6 +609,8 @@ class Trainer:
         self.state.history.append((step, mrr))
         self._log(step=step, **{"dev_mrr@10": mrr})
         better = best is None or mrr > best[1]
+        if better:
+            self._check_writer()
         if self.rank == 0 and better:
             tensors = {"model": model_tensors(self.model)}
             # Two: the older of the two checkpoints that are kept may know only the one before.
@@ -606,7 +619,23 @@ class Trainer:
 
     # ---- stop and go on
 
+    def _check_writer(self) -> None:
+        """Before anything is written or removed: two who train into one folder would take each
+        other's checkpoints away. Worker 0 asks, all stop together."""
+        folder = self.job.run_folder
+        if folder is None:
+            return
+        found: Superseded | None = None
+        if self.rank == 0:
+            try:
+                folder.check_writer()
+            except Superseded as error:
+                found = error
+        if self._anywhere(found is not None):
+            raise found or Superseded(f"{folder} was taken over, as worker 0 found.")
+
     def _save(self, step: int) -> None:
+        self._check_writer()
         if self.rank == 0:
             tensors = {
                 "model": model_tensors(self.model),
@@ -619,6 +648,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the newest valid checkpoint and forget what came after it; returns its step."""
+        self._check_writer()
         folder = self.job.out / "checkpoints"
         found = checkpoints.newest(folder) if self.rank == 0 else None
         done = self._said_by_first(found.step if found else 0)
@@ -648,6 +678,7 @@ class Trainer:
 
     def _leave_model(self) -> None:
         """Write `out/model`: the best weights on dev, or the last without dev."""
+        self._check_writer()
         best = self.state.best if self.rank == 0 else None
         found = checkpoints.at(self.job.out / "best", best[0]) if best else None
         if self._anywhere(best is not None and found is None):

@@ -110,7 +110,7 @@ class HardExamples:
     (NV-Retriever's "shifted top-k"), and drawing from it (`sample`, see `in_drawn_order`).
     """
 
-    code = 2
+    code = 3
     light = True
 
     def __init__(
@@ -189,12 +189,15 @@ class HardExamples:
         return [passages[rank] for rank in hard]
 
     def _tails(self, block: int, source: str) -> list[list[int]]:
-        """What the run lists beyond the scored depth."""
+        """What the run lists beyond the scored depth. Of a query that was left out of scoring
+        nothing is beyond: the top of its run is where the unlabelled positives are."""
         depth = self.verdicts[source].table(block)["passages"].to_pylist()
         if self.run is None or source == "pseudo":
             return [[] for _ in depth]
         lists = self.run.table(block)["passages"].to_pylist()
-        return [row[len(scored) :] for row, scored in zip(lists, depth, strict=True)]
+        return [
+            row[len(scored) :] if scored else [] for row, scored in zip(lists, depth, strict=True)
+        ]
 
     def _filling(self, query: int, passages: list[int], tail: list[int], missing: int) -> list[int]:
         known = {*self.positives.get(query, []), *passages}

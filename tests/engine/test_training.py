@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rocketray.artifacts import RunFolder
 from rocketray.engine import training
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job
@@ -58,21 +60,79 @@ class Refused(Job):
         """A dataclass sets what it is given."""
 
 
+class Blind(Job):
+    """A job whose folder the second worker does not see."""
+
+    @property
+    def examples(self) -> Path:  # type: ignore[override]
+        seen: Path = self.__dict__["seen"]
+        return seen / "nowhere" if os.environ.get("RANK") == "1" else seen
+
+    @examples.setter
+    def examples(self, value: Path) -> None:
+        self.__dict__["seen"] = value
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    yield
+    import ray  # Only now: `connect` tells Ray its environment, which is read at the import.
+
+    ray.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Ray's own.
 @pytest.mark.timeout(600)  # Waiting for the group's own time-out would take half an hour.
-def test_a_refusal_of_one_worker_ends_the_others_at_once(tmp_path: Path) -> None:
-    import ray
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(
+    ("kind", "retries", "says"),
+    [
+        (Refused, 0, "worker 1 will not"),  # Ray has no answer then, but an error of its own.
+        (Blind, 1, "cannot see .*/examples: the run folder must be on storage"),
+        (Job, 1, "was taken over by process"),
+    ],
+)
+def test_a_refusal_ends_all_workers_at_once(
+    tmp_path: Path, kind: type[Job], retries: int, says: str
+) -> None:
+    data = TrainingData(tmp_path / "data")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    job = data.job("dual", folder.path / "dual_0", data.dual(dropout=0.0), run_folder=folder)
+    refused = kind(**{name: getattr(job, name) for name in job.__dataclass_fields__})
+    if kind is Job:
+        RunFolder(folder.path).claim(take_over=True)
+    workers = TrainCluster(workers=2, threads=1, trackers=(), retries=retries)
+    with pytest.raises(UserError, match=says):
+        training.fit(refused, Cluster(train=workers))
+    # What lies there a group of whoever has taken over would heed.
+    assert (job.out / "refused.txt").exists() == (kind is Refused)
+
+
+@pytest.mark.slow  # Ray is imported.
+@pytest.mark.filterwarnings("default")  # Ray's own.
+def test_a_group_that_is_begun_anew_heeds_the_refusal(tmp_path: Path) -> None:
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "out", data.dual())
+    job.out.mkdir()
+    (job.out / "refused.txt").write_text("worker 1 will not")
+    assert training._train_on_worker({"job": job}) == {"error": "worker 1 will not"}
+    assert [path.name for path in job.out.iterdir()] == ["refused.txt"]
+
+
+@pytest.mark.slow  # Ray is imported.
+@pytest.mark.filterwarnings("default")  # Ray's own.
+def test_a_worker_that_could_not_write_its_refusal_is_heard(tmp_path: Path) -> None:
+    from ray.train import TrainingFailedError, WorkerGroupError
 
     data = TrainingData(tmp_path / "data")
-    job = data.job("dual", tmp_path / "out", data.dual(dropout=0.0))
-    refused = Refused(**{name: getattr(job, name) for name in job.__dataclass_fields__})
-    workers = TrainCluster(workers=2, threads=1, trackers=())
-    try:
-        with pytest.raises(UserError, match="worker 1 will not"):
-            training.fit(refused, Cluster(train=workers))
-    finally:
-        ray.shutdown()
+    job = data.job("dual", tmp_path / "out", data.dual())
+    broken, refused = RuntimeError("connection closed"), UserError("the store does not answer")
+    failure = WorkerGroupError("...", {0: broken, 1: refused})
+    assert training._reason(job, failure) == "the store does not answer"
+    with pytest.raises(TrainingFailedError):
+        training._reason(job, WorkerGroupError("...", {0: broken}))
 
 
 @pytest.mark.slow  # Ray is imported.

@@ -114,8 +114,15 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_one_before(tmp_path: Path) -
     found = checkpoints.newest(tmp_path)
     assert found is not None
     assert found.step == 1
+    checkpoints.remove_after(tmp_path, 1)  # As whoever goes on does.
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_save_leaves_alone_what_somebody_else_is_writing(tmp_path: Path) -> None:
+    """As after a take-over, by who has not noticed yet."""
+    (tmp_path / ".step-00000004.0123abcd.tmp").mkdir()
     save(tmp_path, 2)
-    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert names(tmp_path) == [".step-00000004.0123abcd.tmp", "step-00000002"]
 
 
 def test_what_is_newer_than_the_resumed_step_is_forgotten(tmp_path: Path) -> None:

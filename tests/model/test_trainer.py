@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from rocketray import storage
-from rocketray.artifacts import Draft, Version, commit_block, read_json
+from rocketray.artifacts import Draft, RunFolder, Superseded, Version, commit_block, read_json
 from rocketray.errors import UserError
 from rocketray.model import checkpoints, dual_encoder, steps, trackers, trainer
 from rocketray.model.cross_encoder import CrossEncoder
@@ -651,6 +651,61 @@ def test_lost_best_weights_stop_the_run(data: TrainingData, tmp_path: Path) -> N
     (tmp_path / "best" / f"step-{best:08d}" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="lost the weights that are best on dev"):
         train(job)
+
+
+def taken_over(job: Job, when: int) -> str:
+    """What is said after another process has taken the run folder over, after so many steps."""
+    assert job.run_folder is not None
+    other = RunFolder(job.run_folder.path)
+
+    def on_step(step: int, *_: Any) -> None:
+        if step == when and who()[0] == 0:
+            other.claim(take_over=True)
+
+    with pytest.raises(Superseded) as error:
+        train(job, on_step=on_step)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("evaluations", "when", "saved"),
+    [
+        (1, 3, {"checkpoints/step-00000002"}),  # Then a checkpoint is due,
+        (2, 3, {"checkpoints/step-00000002"}),  # or the best weights,
+        (1, 8, {"checkpoints/step-00000006", "checkpoints/step-00000008", "best/step-00000008"}),
+    ],  # or the model.
+)
+def test_who_was_taken_over_saves_nothing_more(
+    workers: Workers, data: TrainingData, tmp_path: Path, world: int, evaluations: int, when: int,
+    saved: set[str],
+) -> None:  # fmt: skip
+    folder = RunFolder(tmp_path)
+    folder.claim()
+    job = data.job(
+        "dual", tmp_path / "dual_0", data.dual(dropout=0.1), epochs=4, checkpoint_every=2,
+        dev=data.dev(), evaluations=evaluations, run_folder=folder,
+    )  # fmt: skip
+    said = [taken_over(job, when)] if world == 1 else workers.run(2, taken_over, job, when)
+    assert all("was taken over" in text for text in said)
+    assert {path.relative_to(job.out).as_posix() for path in job.out.glob("*/*step-*")} == saved
+    assert not (job.out / "model").exists()
+
+
+def test_who_was_taken_over_removes_no_checkpoint_of_the_other(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    """As when its group is begun anew: it would go on from what is there, and forget the rest."""
+    folder, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    folder.claim()
+    job = data.job("dual", tmp_path / "dual_0", data.dual(dropout=0.1), run_folder=folder)
+    other.claim(take_over=True)
+    newer = job.out / "checkpoints" / ".step-00000009.0123abcd.tmp"
+    newer.mkdir(parents=True)
+    with pytest.raises(Superseded):
+        train(job)
+    assert newer.is_dir()
+    assert [path.name for path in job.out.iterdir()] == ["checkpoints"]
 
 
 # --------------------------------------------------------------------------------- no numbers

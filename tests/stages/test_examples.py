@@ -255,6 +255,15 @@ def test_fill_unscored_tail_drops_where_the_tail_is_too_short(tmp_path: Path) ->
     assert made.facts == {"filled": 0, "without": 1, "from_labels": 0, "from_pseudo_labels": 0}
 
 
+def test_a_query_that_was_left_out_of_scoring_gets_no_negatives_of_its_run(tmp_path: Path) -> None:
+    """Its whole run is unscored, and ranks 1 on are the likeliest false negatives."""
+    judged = verdicts((0, [], [], []))
+    tail = version(tmp_path / "run", run((0, [10, 11, 30])))
+    made = hard(tmp_path, judged, fill="unscored_tail", run=tail)(("labelled", 0))
+    assert keyed(made.parts["table"]) == []
+    assert made.facts == {"filled": 0, "without": 1, "from_labels": 0, "from_pseudo_labels": 0}
+
+
 def test_every_candidate_labelled_positive(tmp_path: Path) -> None:
     judged = verdicts((2, [5, 6], [0.9, 0.1], [LABELLED, LABELLED]))
     made = hard(tmp_path, judged, fill="random")(("labelled", 0))
