@@ -479,6 +479,7 @@ def make_blocks(told: argparse.Namespace, work: Work) -> list[float]:
 def by_ray(told: argparse.Namespace, work: Work) -> list[float]:
     """When each block was committed by the engine's two actors."""
     draft = Draft(told.folder / uuid.uuid4().hex, work.name, {})
+    draft.path.mkdir(parents=True)
     items = range(told.blocks)
     job = Job(draft, work.stage, work.settings, items, [str(item) for item in items])
     run_jobs([job], Cluster(bulk=BulkCluster(actors=2, gpus=False)), lambda receipt: None)

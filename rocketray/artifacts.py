@@ -436,7 +436,8 @@ class Draft:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "attempts", ignore_errors=True)
+        with suppress(OSError):  # A late loser takes its own mark away meanwhile.
+            storage.remove(self.path / "attempts")
         receipts = [receipt for _, receipt in sorted(self.receipts().items())]
         if blocks is not None and [r["block"] for r in receipts] != list(range(blocks)):
             raise ValueError(f"{self.path} should have {blocks} blocks, found {len(receipts)}.")
@@ -530,11 +531,15 @@ class RunFolder:
     def open(cls, path: str | Path) -> RunFolder:
         """For reading: refuses a folder that is no run."""
         folder = cls(path)
-        if storage.mirrored(folder.path) and not folder._is_written_here():
-            folder._sync()
+        folder.refresh()
         if not (folder.path / "current.json").is_file():
             raise UserError(f"{folder} is not a rocketray run: it has no current.json.")
         return folder
+
+    def refresh(self) -> None:
+        """Before reading: have on this node what another may have written."""
+        if storage.mirrored(self.path) and not self._is_written_here():
+            self._sync()
 
     def _is_written_here(self) -> bool:
         """Whether the mirror is at least as new as the store, and in its writer's hands."""
@@ -548,7 +553,8 @@ class RunFolder:
         for folder in (self.path, self.path / "logs", self.path / "models"):
             storage.sync(folder)
         stages = storage.entries(self.stages)
-        storage.together(_bring_manifest, stages)
+        # Of what this mirror alone still has, too: a version that was removed there is none here.
+        storage.together(_bring_manifest, {*stages, *self.stages.glob("*")})
         storage.fetch_all(
             stage / name for stage in stages for name in ("timing.json", "known.json")
         )
@@ -708,7 +714,7 @@ def link(source: Path, target: Path) -> None:
 def copy_tree(source: Path, target: Path) -> None:
     """Replace a folder by a copy of another, so that people never see half of it (on object storage
     they may)."""
-    if storage.mirrored(target):
+    if storage.mirrored(target) and storage.mirrored(source):
         copies = {target / path.relative_to(source): path for path in storage.files(source)}
         storage.together(lambda copy: storage.copy(copies[copy], copy), copies)
         storage.together(storage.remove, set(storage.files(target)) - copies.keys())
@@ -716,6 +722,6 @@ def copy_tree(source: Path, target: Path) -> None:
     temporary = _temporary(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, temporary)
-    if target.exists():
-        shutil.rmtree(target)
+    storage.remove(target)
     temporary.replace(target)
+    storage.push(target)

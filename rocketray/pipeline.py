@@ -497,8 +497,7 @@ def score(
         beside: other work for the same pool of workers.
     """
     told = _scoring(flow.recipe)
-    stores = Path(flow.recipe.cluster.pairs or flow.folder.path / "pairs").absolute()
-    store = stores / _pair_store(cross, told)
+    store = pairs_folder(flow) / _pair_store(cross, told)
     spec = Spec(
         name=name,
         stage=Score,
@@ -511,11 +510,15 @@ def score(
         settings={"depth": depth, **told},
         over="run",
     )
-    draft = flow.folder.draft(name, spec.identity())
-    known = _known_pairs(draft.path / "known.json", store)
+    known = _known_pairs(flow.folder.draft(name, spec.identity()).path, store)
     scored = flow.bulk(_choosing(flow, replace(spec, given={"known": known})), *beside)[0]
     _keep_pairs(scored, store)
     return scored
+
+
+def pairs_folder(flow: Workflow) -> Path:
+    """Where scored pairs are kept: a store that several runs share, or the run's own."""
+    return storage.locate(flow.recipe.cluster.pairs or flow.folder.path / "pairs").absolute()
 
 
 def _choosing(flow: Workflow, spec: Spec) -> Spec:
@@ -540,12 +543,26 @@ def _pair_store(cross: Version, told: Mapping[str, Any]) -> str:
     return cross.digest if plain else f"{cross.digest}-{artifacts.fingerprint(told)}"
 
 
-def _known_pairs(record: Path, store: Path) -> list[str]:
+def _known_pairs(stage: Path, store: Path) -> list[str]:
     """Files of scores made before this stage began. Written down, so that a resumed stage knows
-    the same pairs, makes the same batches, and so the same bytes."""
+    the same pairs, makes the same batches, and so the same bytes.
+
+    Raises:
+        UserError: the stage is not finished, and the store is not the one it was begun with.
+    """
+    record = stage / "known.json"
+    if (stage / "manifest.json").is_file():  # Nobody will look them up.
+        return []
+    there = [path.name for path in _stored(store)]
     if not record.is_file():
-        artifacts.write_json(record, [path.name for path in _stored(store)])
+        artifacts.write_json(record, there)
     names: list[str] = artifacts.read_json(record)
+    if gone := sorted(set(names) - set(there)):
+        raise UserError(
+            f"{stage.name} was begun with pair scores that {storage.shown(store)} does not hold"
+            f" ({gone[0]}). Give the cluster.pairs of before, or remove {storage.shown(stage)} to"
+            " begin this stage again."
+        )
     return [str(store / name) for name in names]
 
 

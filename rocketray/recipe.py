@@ -485,7 +485,7 @@ class Cluster(Model):
     train: TrainCluster = TrainCluster()
     bulk: BulkCluster = BulkCluster()
     pairs: str | None = None
-    """Folder of scored pairs, for several runs to share; null keeps them in the run's folder."""
+    """Folder or url of scored pairs, for several runs to share; null: the run's own folder."""
 
 
 class Recipe(Model):

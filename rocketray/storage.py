@@ -190,17 +190,25 @@ def _create(path: Path, content: bytes) -> bool:
 
 def copy(source: Path, target: Path) -> None:
     """Have the store copy a mirrored file: nothing passes through this node if that can be."""
-    import obstore
-    from obstore.exceptions import BaseError
-
-    place = _place(target)
-    try:
-        obstore.copy(place.store, _place(source).key, place.key)
-    except BaseError:  # S3 copies no file above 5 GB in one go, some stores none at all.
+    if not _copied(source, target):
         fetch(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         push(target)
+
+
+def _copied(source: Path, target: Path) -> bool:
+    import obstore
+    from obstore.exceptions import BaseError
+
+    origin, place = _place(source), _place(target)
+    if (origin.scheme, origin.bucket) != (place.scheme, place.bucket):
+        return False
+    try:
+        obstore.copy(place.store, origin.key, place.key)
+    except BaseError:  # S3 copies no file above 5 GB in one go, some stores none at all.
+        return False
+    return True
 
 
 def remove(path: Path) -> None:
@@ -209,7 +217,9 @@ def remove(path: Path) -> None:
         import obstore
 
         place = _place(path)
-        keys = [_place(inside).key for inside in files(path)] or [place.key]
+        # What is a file here is one there, and need not be listed.
+        inside = [] if path.is_file() else files(path)
+        keys = [_place(file).key for file in inside] or [place.key]
         with suppress(FileNotFoundError):  # S3 does not say so, GCS does.
             _ask(path, lambda: obstore.delete(place.store, keys), FileNotFoundError)
     if path.is_dir():
@@ -284,6 +294,11 @@ def files(folder: Path) -> list[Path]:
     if mirrored(folder):
         return sorted(_listed(folder, below=True))
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def sizes(folder: Path) -> dict[Path, int]:
+    """Bytes of all files below a mirrored folder, as the store has them."""
+    return {path: meta["size"] for path, meta in _listed(folder, below=True).items()}
 
 
 def entries(folder: Path) -> list[Path]:

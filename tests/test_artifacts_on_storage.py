@@ -308,6 +308,28 @@ def test_a_stage_that_somebody_removed_is_made_again(on: Node) -> None:
     assert folder.finished("dual_0", {}) is None
 
 
+def test_a_version_that_was_removed_elsewhere_is_none_for_a_reader(on: Node) -> None:
+    folder = RunFolder(on("a"))
+    folder.claim()
+    for name in ("dual_0", "cross"):
+        made = folder.draft(name, {})
+        commit(made, 0, 1)
+        folder.set_current(made.finish({}))
+    folder.release()
+    assert set(RunFolder.open(on("b")).current()) == {"dual_0", "cross"}
+    storage.remove(RunFolder(on("a")).draft("dual_0", {}).path)
+    assert set(RunFolder.open(on("b")).current()) == {"cross"}
+
+
+def test_a_tree_from_a_disk_replaces_one_there(on: Node, tmp_path: Path) -> None:
+    run = on("a")
+    artifacts.write_text(run / "model" / "old", "old")
+    artifacts.write_text(tmp_path / "saved" / "deep" / "new", "new")
+    artifacts.copy_tree(tmp_path / "saved", run / "model")
+    assert storage.files(on("b") / "model") == [on("b") / "model" / "deep" / "new"]
+    assert storage.read(on("b") / "model" / "deep" / "new") == b"new"
+
+
 def test_a_tree_is_replaced(on: Node) -> None:
     for name in ("old/a", "old/b/c", "new/a", "new/d"):
         artifacts.write_text(on("a") / name, name)

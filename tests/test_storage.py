@@ -222,6 +222,14 @@ def test_copies_are_made_by_the_store(on: Node) -> None:
     assert storage.read(folder / "pairs" / "y") == b"12345"
 
 
+def test_a_copy_may_lie_in_another_bucket(on: Node, bucket: str, s3_server: str) -> None:
+    source = sent(on("a") / "x", b"12345")
+    s3.make_bucket(s3_server, f"{bucket.removeprefix('s3://')}-other")
+    target = storage.locate(f"{bucket}-other/pairs/y")
+    storage.copy(source, target)
+    assert storage.read(target) == b"12345"
+
+
 @pytest.mark.parametrize("is_remote", [True, False])
 def test_files_and_folders_are_removed(is_remote: bool, on: Node, tmp_path: Path) -> None:
     folder = on("a") if is_remote else tmp_path / "run"

@@ -65,12 +65,19 @@ class Deadly(Double):
         return super().__call__([number if number in here else 0 for number in item])
 
 
+def begun(draft: Draft) -> Draft:
+    """With its folder, as a workflow makes it before any worker comes."""
+    draft.path.mkdir(parents=True, exist_ok=True)
+    return draft
+
+
 def job(draft: Draft, items: list[list[int]], factor: int = 2) -> Job:
     keys = [f"{item}" for item in items]
-    return Job(draft, Double, {"factor": factor}, items, keys)
+    return Job(begun(draft), Double, {"factor": factor}, items, keys)
 
 
 def deadly(
     draft: Draft, items: list[list[int]], quarantine: int = 0, stage: Any = Deadly, **settings: int
 ) -> Job:
-    return Job(draft, stage, dict(settings), items, [f"{item}" for item in items], quarantine)
+    keys = [f"{item}" for item in items]
+    return Job(begun(draft), stage, dict(settings), items, keys, quarantine)

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rocketray import storage
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
 from rocketray.engine.cluster import Room, asked_by, connect, is_here
@@ -106,10 +107,11 @@ class Worker:
         """One block: made, committed, told of.
 
         Raises:
-            UserError: the stage refuses its data.
+            UserError: the stage refuses its data, or this machine does not see the run folder.
             Exception: a bug, with a note on where.
         """
         job, me = self.jobs[job_number], _name()
+        _check_sight(job.draft.path)
         try:
             with poison.attempt(job.draft.path, block, me) as lost:
                 start = time.monotonic()
@@ -361,7 +363,17 @@ def _signs(jobs: Sequence[Job], left: int) -> Callable[[], bool]:
 
 
 def _marks(folders: Sequence[Path]) -> set[Path]:
-    return {mark for folder in folders for mark in folder.glob("*")}
+    return {mark for folder in folders for mark in storage.entries(folder)}
+
+
+def _check_sight(folder: Path) -> None:
+    """Who began the stage has made its folder. A worker that made one of its own would commit where
+    nobody reads."""
+    if not storage.mirrored(folder) and not folder.is_dir():
+        raise UserError(
+            f"{socket.gethostname()} does not see {folder}: the run folder must be on storage that"
+            " every node sees under one path, or on object storage."
+        )
 
 
 def _set_threads(threads: int) -> None:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rocketray import storage
 from rocketray.artifacts import Made, Version
 from rocketray.errors import UserError
 
@@ -50,16 +51,19 @@ IDS = {"passages": "pid", "queries": "qid"}
 
 @contextmanager
 def attempt(folder: Path, block: int, worker: str) -> Iterator[int]:
-    """Leave a mark while a block is made; gives how many lost workers left theirs before."""
-    marks = folder / "attempts"
+    """Leave a mark while a block is made; gives how many lost workers left theirs before, on
+    whatever node."""
+    marks, name = folder / "attempts", f"{block:05d}-"
+    lost = [mark for mark in storage.entries(marks) if mark.name.startswith(name)]
+    mine = marks / f"{name}{uuid.uuid4().hex[:8]}"
     marks.mkdir(parents=True, exist_ok=True)
-    lost = list(marks.glob(f"{block:05d}-*"))
-    mine = marks / f"{block:05d}-{uuid.uuid4().hex[:8]}"
+    # Not synced, as a receipt is: who loses power forgets a mark, and the block is tried once more.
     mine.write_text(worker, encoding="utf-8")
+    storage.push(mine)
     try:
         if len(lost) >= LAST_ATTEMPT:
             for mark in lost:  # Whoever starts the stage again has mended something.
-                mark.unlink(missing_ok=True)
+                storage.remove(mark)
             raise UserError(
                 f"{folder.name}: block {block} was begun {len(lost)} times, and each worker was"
                 " killed before the end. No row is to blame: look at the memory of the machines."
@@ -67,7 +71,7 @@ def attempt(folder: Path, block: int, worker: str) -> Iterator[int]:
             )
         yield len(lost)
     finally:
-        mine.unlink(missing_ok=True)
+        storage.remove(mine)
 
 
 # ------------------------------------------------------------------------------- in a child

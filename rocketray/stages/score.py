@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from rocketray.artifacts import Made, Version, read_table
+from rocketray.errors import UserError
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.inference import Choices, Precision, Scorer
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.schema import PAIRS, SCORED, sample
-from rocketray.storage import fetch_all
+from rocketray.storage import fetch_all, shown
 
 Counts = dict[str, int]
 
@@ -129,8 +131,14 @@ class PairScores:
     """Pairs scored before, looked up by the hashes of their texts."""
 
     def __init__(self, files: Sequence[str]) -> None:
-        fetch_all(map(Path, files))
-        tables = [read_table(Path(file)) for file in files] or [PAIRS.empty_table()]
+        paths = [Path(file) for file in files]
+        if gone := set(paths) - set(fetch_all(paths)):
+            raise UserError(
+                f"{socket.gethostname()} does not see {shown(min(gone))}: the folder of"
+                " cluster.pairs must be on storage that every node sees under one path, or on"
+                " object storage."
+            )
+        tables = [read_table(path) for path in paths] or [PAIRS.empty_table()]
         pairs = pa.concat_tables(tables)
         keys = _mix(pairs["query_hash"].to_numpy(), pairs["passage_hash"].to_numpy())
         order = np.argsort(keys, kind="stable")

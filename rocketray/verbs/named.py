@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rocketray import artifacts, measures, pipeline, schema
+from rocketray import artifacts, measures, pipeline, schema, storage
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
@@ -80,9 +80,14 @@ def check_data(out: Path, data: Path | None) -> None:
     """
     if data is not None:
         open_dataset(fetched(data), train_required=False)
-    elif "passages" not in RunFolder(out).current():
+        return
+    folder = RunFolder(out)
+    if storage.mirrored(folder.path):
+        storage.check(folder.path)  # Within seconds, where a refresh is patient.
+    folder.refresh()
+    if "passages" not in folder.current():
         raise UserError(
-            f"{out} holds no passages yet: add --data FOLDER (BEIR or MS MARCO layout) or --data"
+            f"{folder} holds no passages yet: add --data FOLDER (BEIR or MS MARCO layout) or --data"
             " FILE (.jsonl, .tsv or .txt: one passage a line)."
         )
 
@@ -121,6 +126,7 @@ def cross(flow: Workflow, name: str, overrides: Sequence[str] = ()) -> Version:
 
         def make(folder: Path) -> dict[str, Any]:
             CrossEncoder.trained(source, length=length).save(folder / "model")
+            storage.push(folder / "model")
             return {}
 
         return flow.files(slug(name), identity, [], make)
@@ -133,7 +139,7 @@ def _model(
 ) -> Version:
     """The folder's own, or a copy of one saved by rocketray, or what `others` makes of it."""
     own = _own(flow.folder, name)
-    saved = own.path / "model" if own else Path(name)
+    saved = artifacts.brought(own.path / "model") if own else Path(name)
     if not (saved / "rocketray.json").is_file():
         try:
             return others()
@@ -150,7 +156,7 @@ def _model(
 
 def _own(folder: RunFolder, name: str) -> Version | None:
     """A model of this folder: by its stage's name, or by the path of its copy in models/."""
-    path = Path(name).absolute()
+    path = storage.locate(name).absolute()
     stage = path.name if path.parent == folder.path / "models" else name
     if stage not in folder.current():
         return None
@@ -164,7 +170,7 @@ def _known_models(folder: RunFolder, kind: str) -> str:
         for name in folder.current()
         if (own := _own(folder, name)) and pipeline.model_settings(own)["kind"] == kind
     ]
-    return f" {folder.path} has: {', '.join(known)}." if known else ""
+    return f" {folder} has: {', '.join(known)}." if known else ""
 
 
 def _copied(flow: Workflow, source: Path) -> Version:
@@ -298,7 +304,7 @@ def run(flow: Workflow, tables: Tables, name: str, which: str | None) -> tuple[V
     if name not in folder.current() or not _is_run(folder.version(name)):
         known = [stage for stage in folder.current() if _is_run(folder.version(stage))]
         raise UserError(
-            f"--run {name!r}: no such file, and no such run in {folder.path} (there are:"
+            f"--run {name!r}: no such file, and no such run in {folder} (there are:"
             f" {', '.join(known) or 'none; rocketray retrieve makes one'})."
         )
     version = folder.version(name)
@@ -307,8 +313,11 @@ def run(flow: Workflow, tables: Tables, name: str, which: str | None) -> tuple[V
 
 def _is_run(version: Version) -> bool:
     """Its table begins as RUN does; scored runs and verdicts are runs too."""
-    path = next((block.files.get(artifacts.TABLE) for block in version.blocks), None)
-    return path is not None and pq.read_schema(path).names[:3] == schema.RUN.names
+    if not version.blocks or artifacts.TABLE not in version.blocks[0].files:
+        return False
+    version.fetch(artifacts.TABLE, blocks=[0])
+    columns: list[str] = pq.read_schema(version.blocks[0].files[artifacts.TABLE]).names
+    return columns[:3] == list(schema.RUN.names)
 
 
 def _asked(folder: RunFolder, tables: Tables, run: Version) -> Questions:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rocketray import measures
+from rocketray import measures, storage
 from rocketray.artifacts import Taken, Version
 from rocketray.errors import UserError
 from rocketray.schema import Verdict
@@ -26,7 +26,7 @@ from rocketray.stages.index import INDEX
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes the file's own at the end.
+    """A temporary name that becomes the file's own at the end; on object storage it is sent then.
 
     Raises:
         UserError: nothing can be written there.
@@ -36,6 +36,7 @@ def appearing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield attempt
         attempt.replace(path)
+        storage.push(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
@@ -132,6 +133,7 @@ def write_trec(path: Path, run: Version, names: Names, by: str = "scores") -> No
 
     path.parent.mkdir(parents=True, exist_ok=True)
     measures.write_run(path, rows(), tag=f"rocketray-{run.name}")
+    storage.push(path)
 
 
 def write_pairs(path: Path, scored: Version, names: Names) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,7 +48,7 @@ class Status:
     """Who writes it now, in words."""
     versions: list[Stored]
     size: int
-    """Bytes on disk of the whole folder; a file with several names counts once."""
+    """Bytes of the whole folder; a file on disk with several names counts once."""
 
     def old(self) -> list[Stored]:
         return [stored for stored in self.versions if stored.state == "old"]
@@ -63,8 +63,9 @@ def status(path: Path) -> Status:
     folder = RunFolder(path)
     if not storage.entries(folder.path / "writers"):
         raise UserError(f"{folder} is not a rocketray run: it has no writers.")
+    folder.refresh()
     current = set(folder.current().values())
-    versions = [_stored(version, current) for version in sorted(folder.stages.glob("*-*"))]
+    versions = [_stored(version, current) for version in storage.entries(folder.stages)]
     return Status(_writer(folder), versions, _bytes(_files([folder.path])))
 
 
@@ -89,7 +90,7 @@ def _stored(path: Path, current: set[str]) -> Stored:
         return Stored(stage, path.name, state, count, count, version.rows, seconds, size)
     receipts = Draft(path, stage, {}).receipts()
     wanted = path / "wanted.json"
-    total = artifacts.read_json(wanted)["blocks"] if wanted.is_file() else None
+    total = artifacts.read_json(wanted)["blocks"] if storage.fetch(wanted) else None
     rows = sum(receipt["rows"] for receipt in receipts.values())
     return Stored(stage, path.name, "unfinished", len(receipts), total, rows, seconds, size)
 
@@ -143,9 +144,9 @@ def clean(path: Path, *, keep: int = 0, dry_run: bool = False, take_over: bool =
     Raises:
         UserError: it is no run folder, or somebody writes it.
     """
-    status(path)
     if dry_run:
         return _chosen(path, keep)
+    status(path)  # To claim what is no run folder would make it one.
     with claimed(path, take_over) as folder:
         chosen = _chosen(path, keep)
         for stored in chosen.removed:
@@ -160,7 +161,9 @@ def _chosen(path: Path, keep: int) -> Cleaning:
     found = status(path)
     stages = RunFolder(path).stages
     needed_folders = _needed(stages, found)
-    old = sorted(found.old(), key=lambda s: -(stages / s.folder / "manifest.json").stat().st_mtime)
+    manifests = {s.folder: stages / s.folder / "manifest.json" for s in found.old()}
+    storage.fetch_all(manifests.values())  # As old as the store says, not as this mirror is.
+    old = sorted(found.old(), key=lambda s: -manifests[s.folder].stat().st_mtime)
     needed = [stored for stored in old if stored.folder in needed_folders]
     removed: list[Stored] = []
     recent: list[Stored] = []
@@ -203,26 +206,44 @@ def versions(count: int) -> str:
 # ----------------------------------------------------------------------------------------- bytes
 
 
-def _files(folders: Iterable[Path]) -> list[os.stat_result]:
-    """Every file below. One that vanishes meanwhile is not there."""
-    found = []
+@dataclass(frozen=True)
+class _File:
+    """One name of a file."""
+
+    identity: Hashable
+    """The same for all names of one file."""
+    size: int
+    names: int
+    """How many it has, wherever they are."""
+
+
+def _files(folders: Iterable[Path]) -> list[_File]:
+    """Every file below; on object storage each name is a file of its own."""
+    found: list[_File] = []
     for folder in folders:
-        for path in folder.rglob("*"):
-            try:
-                if path.is_file() and not path.is_symlink():
-                    found.append(path.stat())
-            except FileNotFoundError:
-                continue
+        if storage.mirrored(folder):
+            found += [_File(path, size, 1) for path, size in storage.sizes(folder).items()]
+        else:
+            found += _on_disk(folder)
     return found
 
 
-def _bytes(files: Sequence[os.stat_result]) -> int:
+def _on_disk(folder: Path) -> Iterator[_File]:
+    """One that vanishes meanwhile is not there."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                stat = path.stat()
+                yield _File((stat.st_dev, stat.st_ino), stat.st_size, stat.st_nlink)
+
+
+def _bytes(files: Sequence[_File]) -> int:
     """A file with several names counts once."""
-    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in files}.values())
+    return sum({file.identity: file.size for file in files}.values())
 
 
-def _freed(files: Sequence[os.stat_result]) -> int:
-    """What the disk gets back when these names go: files that have no other name."""
-    names = Counter((stat.st_dev, stat.st_ino) for stat in files)
-    every = {(stat.st_dev, stat.st_ino): stat for stat in files}
-    return sum(stat.st_size for key, stat in every.items() if stat.st_nlink == names[key])
+def _freed(files: Sequence[_File]) -> int:
+    """What is free again when these names go: files that have no other name."""
+    names = Counter(file.identity for file in files)
+    every = {file.identity: file for file in files}
+    return sum(file.size for file in every.values() if file.names == names[file.identity])

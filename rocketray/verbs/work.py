@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from rocketray import artifacts, measures, pipeline, results, schema
+from rocketray import artifacts, measures, pipeline, results, schema, storage
 from rocketray import recipe as recipes
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
@@ -24,6 +24,7 @@ from rocketray.loop import claimed
 from rocketray.progress import Display
 from rocketray.recipe import Denoise as Rules
 from rocketray.schema import Verdict
+from rocketray.storage import shown
 from rocketray.tables import Tables, as_version
 from rocketray.verbs import named, plain
 from rocketray.verbs.named import Questions
@@ -60,7 +61,7 @@ def opened(
             artifacts.write_text(path, recipes.dump(recipes.load(None, [*NEW, *mine])))
         recipe = recipes.load(str(path), [*mine, *options])
         flow = Workflow(recipe, folder, display)
-        display.say(f"rocketray {verb}: into {folder.path}")
+        display.say(f"rocketray {verb}: into {folder}")
         yield flow, named.tables(flow, data)
 
 
@@ -131,13 +132,16 @@ def encode(
         times(flow)
         say = flow.display.say
         if to:
+            to = storage.locate(to)
             plain.write_embeddings(to, made)
-            say(f"embeddings: {to}  np.load({str(to)!r}, mmap_mode='r')")
+            say(f"embeddings: {shown(to)}  np.load({str(to)!r}, mmap_mode='r')")
         if ids:
+            ids = storage.locate(ids)
             plain.write_ids(ids, tables.passages)
-            say(f"ids: {ids}  line n is row n")
+            say(f"ids: {shown(ids)}  line n is row n")
         shape = made.array(0, "embeddings").shape[1]
-        say(f"embeddings: {made.path}/blocks/*.npy  {made.rows:,} x {shape}, in order of name")
+        blocks = f"{shown(made.path)}/blocks/*.npy"
+        say(f"embeddings: {blocks}  {made.rows:,} x {shape}, in order of name")
         if not to:
             say("  as one file: the same command with --to embeddings.npy --ids ids.txt")
     return made
@@ -175,7 +179,7 @@ def retrieve(
         plain.write_trec(path, run, Names(asked.texts, tables.passages, run))
         _measured(flow, tables, asked, {run.name: run.read()})
         times(flow)
-        flow.display.say(f"run: {path}  --run {run.name} for the other verbs")
+        flow.display.say(f"run: {shown(path)}  --run {run.name} for the other verbs")
     return run
 
 
@@ -202,7 +206,7 @@ def score(
         ranked = {found.name: before, scored.name: results.reranked(before, scored.read())}
         _measured(flow, tables, asked, ranked)
         times(flow)
-        flow.display.say(f"scored run: {folder / scored.name}.trec and .parquet")
+        flow.display.say(f"scored run: {shown(folder / scored.name)}.trec and .parquet")
     return scored
 
 
@@ -281,10 +285,10 @@ def index(
         times(flow)
         folder = flow.folder.path / "index"
         for path in plain.write_indexes(folder, dual.name, made):
-            flow.display.say(f"index: {path}  faiss.read_index({str(path)!r})")
+            flow.display.say(f"index: {shown(path)}  faiss.read_index({str(path)!r})")
         ids = folder / f"{dual.name}.ids.txt"
         plain.write_ids(ids, tables.passages)
-        flow.display.say(f"ids: {ids}  line n is the index's row n")
+        flow.display.say(f"ids: {shown(ids)}  line n is the index's row n")
     return made
 
 
@@ -292,7 +296,9 @@ def index(
 
 
 def _pairs(folder: Path | None) -> list[str]:
-    return [f"cluster.pairs={json.dumps(str(folder.absolute()))}"] if folder else []
+    if folder is None:
+        return []
+    return [f"cluster.pairs={json.dumps(shown(storage.locate(folder).absolute()))}"]
 
 
 def _uncalibrated(flow: Workflow) -> Rules:
@@ -317,11 +323,10 @@ def _scored(
 ) -> Version:  # fmt: skip
     """The run's first k passages, scored; known pairs are looked up."""
     cross = named.cross(flow, model, overrides)
-    store = flow.recipe.cluster.pairs or flow.folder.path / "pairs"
     plan(
         flow, model=described(cross), run=f"{run.name}: {size(run, 'questions')}",
         score=f"up to {run.rows * k:,} pairs, the first {k:,} of each question",
-        pairs=f"looked up and kept in {store}",
+        pairs=f"looked up and kept in {shown(pipeline.pairs_folder(flow))}",
     )  # fmt: skip
     ready = named.ready(flow, Tables(tables.passages, asked.texts, {}, {}), cross)
     scored = pipeline.score(flow, ready, f"{run.name}_by_{cross.name}", run, cross, k)
@@ -369,11 +374,11 @@ def _examples(
     names = Names(asked.texts, tables.passages, verdicts, texts=True, also=labelled)
     flow.display.show(verdict_table(plain.judged(verdicts), verdicts.rows))
     _show_removed(flow, verdicts, names)
-    path = to or flow.folder.path / "examples" / f"{verdicts.name}.jsonl"
+    path = storage.locate(to or flow.folder.path / "examples" / f"{verdicts.name}.jsonl")
     counts = plain.write_examples(path, verdicts, names, positives, negatives)
     times(flow)
     flow.display.say(
-        f"examples: {path}  {counts['examples']:,}, of which {counts['full']:,} have all"
+        f"examples: {shown(path)}  {counts['examples']:,}, of which {counts['full']:,} have all"
         f" {negatives} negatives; no positive: {counts['no_positive']:,} questions, no hard"
         f" negative: {counts['no_negative']:,}"
     )

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import random
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from rocketray import loop
 from rocketray.artifacts import Draft
-from rocketray.engine import bulk
+from rocketray.engine import bulk, poison
 from rocketray.engine import cluster as engine_cluster
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.engine.cluster import connect
@@ -24,6 +25,7 @@ from rocketray.errors import UserError
 from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.conftest import SMALLER
+from tests.s3 import Node
 from tests.toys import Double, job
 
 UNLUCKY = r"^numbers\.txt, line 3: 13 is unlucky\.$"
@@ -93,6 +95,18 @@ def test_a_bug_surfaces_as_itself(tmp_path: Path) -> None:
         run_jobs([job(draft(tmp_path), [[14]])], cluster(0), lambda receipt: None)
 
 
+def test_a_machine_that_does_not_see_the_run_folder_makes_nothing(tmp_path: Path) -> None:
+    """As a worker elsewhere, where --out is on the driver's own disk."""
+    unseen = job(draft(tmp_path), ITEMS)
+    unseen.draft.path.rmdir()
+    told = bulk.Worker([unseen])({"job": [0], "block": [0]})
+    assert told["error"] == [
+        f"{socket.gethostname()} does not see {unseen.draft.path}: the run folder must be on"
+        " storage that every node sees under one path, or on object storage."
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_jobs() -> None:
     run_jobs([], cluster(0), pytest.fail)
     run_jobs([], cluster(2), pytest.fail)
@@ -156,6 +170,15 @@ def test_a_bug_on_ray_names_stage_and_block_and_is_not_tried_again(tmp_path: Pat
     with pytest.raises(RuntimeError, match=where):
         run_jobs([bad], cluster(2), lambda receipt: None)
     assert not list((tmp_path / "double" / "attempts").iterdir())
+
+
+@on_ray
+def test_a_run_folder_that_workers_do_not_see_ends_the_run(tmp_path: Path) -> None:
+    unseen = job(draft(tmp_path), ITEMS)
+    unseen.draft.path.rmdir()
+    with pytest.raises(UserError, match=r"does not see .*/double: the run folder must be on stor"):
+        run_jobs([unseen], cluster(2), pytest.fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[int], bool]) -> None:
@@ -280,6 +303,15 @@ def test_a_pool_that_waits_says_so(tmp_path: Path) -> None:
 class Holder:
     def hold(self) -> None:
         """Its actor holds what it was given."""
+
+
+def test_a_worker_that_begins_on_another_node_is_heard_of(on: Node) -> None:
+    """Long before its first block is done."""
+    jobs = [job(draft(on("driver")), ITEMS)]
+    begun = bulk._signs(jobs, len(ITEMS))
+    assert not begun()
+    with poison.attempt(draft(on("worker")).path, 0, "worker:1"):
+        assert begun()
 
 
 @on_ray

@@ -12,7 +12,7 @@ from rocketray.artifacts import Draft
 from rocketray.engine.bulk import Job, run_jobs
 from rocketray.engine.metrics import TrainMetrics
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
-from tests.toys import Double
+from tests.toys import Double, begun
 
 
 @pytest.mark.slow
@@ -21,9 +21,8 @@ from tests.toys import Double
 def test_blocks_rows_and_steps_are_exported(tmp_path: Path) -> None:
     told = Cluster(bulk=BulkCluster(actors=1, gpus=False), train=TrainCluster(workers=0))
     try:
-        items = [[1, 2], [3]]
-        run_jobs([Job(Draft(tmp_path / "counted", "counted", {}), Double, {}, items, ["a", "b"])],
-                 told, lambda receipt: None)  # fmt: skip
+        draft = begun(Draft(tmp_path / "counted", "counted", {}))
+        run_jobs([Job(draft, Double, {}, [[1, 2], [3]], ["a", "b"])], told, lambda receipt: None)
         TrainMetrics("dual_7")(3, 10, 0.5)
         wanted = {
             'ray_rocketray_blocks_total{stage="counted"}': 2.0,

@@ -21,7 +21,7 @@ from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.heads import until
 from tests.model.training_data import TrainingData
 from tests.runs import log_of, start
-from tests.toys import Slow
+from tests.toys import Slow, begun
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,7 +59,8 @@ def told(nodes: Any, actors: int) -> Cluster:
 
 def slow(folder: Path) -> Job:
     items = [[100 + number] for number in range(BLOCKS)]
-    return Job(Draft(folder / "slow", "slow", {}), Slow, {}, items, [str(item) for item in items])
+    draft = begun(Draft(folder / "slow", "slow", {}))
+    return Job(draft, Slow, {}, items, [str(item) for item in items])
 
 
 def workers(job: Job) -> list[str]:
@@ -173,7 +174,7 @@ def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> Non
 
 
 def test_a_machine_that_comes_late_is_waited_for(nodes: Any, tmp_path: Path) -> None:
-    job = Job(Draft(tmp_path / "one", "one", {}), Slow, {}, [[1]], ["1"])
+    job = Job(begun(Draft(tmp_path / "one", "one", {})), Slow, {}, [[1]], ["1"])
     run_jobs([job], told(nodes, 2), lambda receipt: None, lambda line: nodes.add_node(num_cpus=1))
     assert list(job.draft.receipts()) == [0]
 

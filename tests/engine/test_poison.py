@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rocketray import storage
 from rocketray.artifacts import Draft, Made, Version, commit_block
 from rocketray.engine import poison
 from rocketray.engine.bulk import Job, Receipt, run_jobs
@@ -19,6 +21,8 @@ from rocketray.engine.poison import Death, culprits
 from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from rocketray.schema import PASSAGES
+from tests import s3
+from tests.s3 import Node
 from tests.toys import Deadly, Double, deadly
 
 ALONE = Cluster(bulk=BulkCluster(actors=0), train=TrainCluster(workers=0))
@@ -178,6 +182,50 @@ def test_when_every_attempt_is_killed_from_outside_somebody_is_asked(tmp_path: P
     with pytest.raises(UserError, match=r"block 0 was begun 12 times, .* tries again"):
         made(job)
     assert made(job) == [2]
+
+
+# ----------------------------------------------------------------------------- on object storage
+
+
+def lost_on(run: Path, block: int = 0) -> ExitStack:
+    """A machine that goes down over a block: its attempt never ends."""
+    attempt = ExitStack()
+    attempt.enter_context(poison.attempt(draft(run).path, block, "lost:1"))
+    return attempt
+
+
+def test_attempts_are_counted_over_all_nodes(on: Node) -> None:
+    """Each machine that comes for a lost one knows what became of those before."""
+    lost = [lost_on(on(f"machine-{number}")) for number in range(poison.ATTEMPTS)]
+    other = lost_on(on("another"), block=1)
+    with pytest.raises(UserError, match="row 666 kills its worker"):
+        made(deadly(draft(on("last")), [[666], [1]]))
+    marks = [path.name[:5] for path in storage.files(draft(on("driver")).path)]
+    assert marks == ["00000"] * poison.ATTEMPTS + ["00001"]  # The last one took its own away.
+    job = deadly(draft(on("last")), [[666], [1]], quarantine=1)
+    assert made(job) == [0, 2]
+    assert not [path for path in storage.files(job.draft.path) if path.parent.name == "attempts"]
+    for attempt in (*lost, other):
+        attempt.close()
+
+
+def test_when_every_machine_is_killed_somebody_is_asked(on: Node) -> None:
+    lost = [lost_on(on(f"machine-{number}")) for number in range(poison.LAST_ATTEMPT)]
+    job = deadly(draft(on("last")), [[1]])
+    with pytest.raises(UserError, match=r"block 0 was begun 12 times, .* tries again"):
+        made(job)
+    assert made(job) == [2]
+    for attempt in lost:
+        attempt.close()
+
+
+def test_what_an_attempt_costs(on: Node, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of docs/storage.md: a list, a put and a delete."""
+    with s3.proxy(s3_server) as (endpoint, proxy):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with poison.attempt(draft(on("a")).path, 0, "a:1"):
+            assert proxy.seen == {"GET": 1, "PUT": 1}
+        assert proxy.seen == {"GET": 1, "PUT": 1, "POST": 1}
 
 
 # ----------------------------------------------------------------------------------------- on Ray

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rocketray.artifacts import Made
+from rocketray.errors import UserError
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.schema import PAIRS, SCORED
 from rocketray.stages import score
@@ -215,6 +216,13 @@ def test_files_with_foreign_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(odd, tmp_path / "odd.parquet")
     with pytest.raises(Exception, match="foreign type"):
         PairScores([str(tmp_path / "odd.parquet")])
+
+
+def test_a_machine_that_does_not_see_known_pairs_says_so(tmp_path: Path) -> None:
+    here, gone = tmp_path / "pairs.parquet", tmp_path / "gone.parquet"
+    store_of(tmp_path, (1, 2, 0.25))
+    with pytest.raises(UserError, match=r" does not see .*/gone\.parquet: .* cluster\.pairs must"):
+        PairScores([str(here), str(gone)])
 
 
 def test_a_query_that_is_left_out_has_empty_lists(small: Small, tmp_path: Path) -> None:

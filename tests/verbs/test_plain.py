@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rocketray import storage
 from rocketray.artifacts import Version
 from rocketray.schema import PASSAGES
-from rocketray.verbs.plain import Names
+from rocketray.verbs.plain import Names, write_ids, write_trec
+from tests.s3 import Node
 from tests.versions import questions, run, table, version
 
 
@@ -37,6 +39,21 @@ def test_only_named_rows_are_held(tables: tuple[Version, Version, Version]) -> N
     assert names.passages.table.column_names == ["pid"]
     assert names.queries.rows.tolist() == [0, 2]
     assert names.pids([4]) == ["p4"]
+
+
+def test_files_are_sent_where_the_folder_is_on_object_storage(
+    tables: tuple[Version, Version, Version], on: Node
+) -> None:
+    _, passages, found = tables
+    folder = on("a")
+    write_trec(folder / "runs" / "x.trec", found, Names(*tables))
+    write_ids(folder / "index" / "x.txt", passages)
+    run = storage.read(on("b") / "runs" / "x.trec") or b""
+    assert [line.split()[:4] for line in run.splitlines()] == [
+        [b"q0", b"Q0", b"p5", b"1"], [b"q0", b"Q0", b"p1", b"2"], [b"q2", b"Q0", b"p1", b"1"],
+    ]  # fmt: skip
+    assert storage.read(on("b") / "index" / "x.txt") == b"p0\np1\np2\np3\np4\np5\n"
+    assert storage.files(on("b")) == [on("b") / "index" / "x.txt", on("b") / "runs" / "x.trec"]
 
 
 def test_an_empty_run(tables: tuple[Version, Version, Version], tmp_path: Path) -> None:
