@@ -31,8 +31,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from rocketray import recipe as recipes
-from rocketray import schema
-from rocketray.formats import Cut, Dataset, Source, cut, open_dataset
+from rocketray import schema, tables
+from rocketray.formats import Cut, Dataset, Source, cut
 from rocketray.recipe import Recipe
 from rocketray.stages import ingest
 
@@ -122,8 +122,8 @@ def check(
         UserError: what ingest refuses, in its words: the data cannot be used.
     """
     told = recipes.load(recipe, overrides)
-    dataset = open_dataset(data, unlabelled)
     with tempfile.TemporaryDirectory(prefix="rocketray-check-") as folder:
+        dataset = tables.locate(told, Path(folder), data, unlabelled)
         read = Read.of(dataset, told, Path(folder))
         return [finding for part in CHECKS for finding in part(read)]
 

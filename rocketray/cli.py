@@ -33,7 +33,11 @@ RecipeName = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="The run's folder: new, empty, or to resume.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe field; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a recipe field; repeatable.",
+    ),
 ]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="The folder's writer is gone and cannot say so.")
@@ -168,8 +172,16 @@ def search(
     if question is not None:
         searching.show(searcher.search(question, k, rerank=rerank), as_json=as_json)
         return
-    while question := typer.prompt("question", default="", show_default=False):
+    while question := _question():
         searching.show(searcher.search(question, k, rerank=rerank), as_json=as_json)
+
+
+def _question() -> str:
+    """The next one; "" at the end of the input, which typer takes for an interrupt."""
+    try:
+        return str(typer.prompt("question", default="", show_default=False))
+    except typer.Abort:
+        return ""
 
 
 @app.command(

@@ -62,9 +62,10 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def not_utf8(error: UnicodeDecodeError) -> str:
     """What a reader of the message needs: the byte, where it is, what to do."""
     byte = error.object[error.start]
+    likely = "UTF-16" if error.start == 0 and byte in (0xFE, 0xFF) else "LATIN1"
     return (
         f"byte {error.start + 1} of the line (0x{byte:02x}) is not valid UTF-8. "
-        "Convert the file, e.g. with `iconv -f LATIN1 -t UTF-8`."
+        f"Convert the file, e.g. with `iconv -f {likely} -t UTF-8`."
     )
 
 
@@ -109,4 +110,7 @@ def relevance(path: Path, number: int, value: str) -> int:
             return whole
     except ValueError:
         pass
-    raise UserError(f"{path}, line {number}: relevance {value!r} is not an integer (32 bits).")
+    raise UserError(
+        f"{path}, line {number}: relevance {value!r} is not an integer (32 bits). Write 1, not 1.0"
+        " or yes; a first line of column names begins with query-id."
+    )

@@ -2,8 +2,8 @@
 
 Peaks and sizes are the makers'; prices are Amazon's list prices, us-east-1, 2025, and change: give
 your own as NAME:COUNT@DOLLARS. Shares of the peak are assumptions on the careful side (a measured
-matrix product of an encoder's shapes reaches 0.6 to 0.75 of a GPU's peak); `--probe` measures this
-machine instead.
+matrix product of an encoder's shapes reaches 0.6 to 0.75 of a GPU's peak); a plan that names no
+machine measures this one instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The recipe: everything a run can be told, in one frozen tree.
 
 A recipe is YAML, given by name (`rocketray/recipes/NAME.yaml`) or by path; `--set a.b=value`
-overrides one field. Every field is documented under itself; `rocketray run --help` and errors
-point here. Fields under `cluster` never change a result; every other field may.
+overrides one field. Every field is documented under itself; `rocketray recipes NAME` shows them
+all. Fields under `cluster` never change a result; every other field may.
 """
 
 from __future__ import annotations

@@ -120,6 +120,7 @@ def _ingest_rows(
         specs.append(_ingest_spec("queries", "queries", cuts["queries"], named, labelled))
     made = flow.bulk(*specs)
     _raise_problems(made)
+    _check_titles(dataset.corpus[0], made[0])
     if len(made) == 1:  # A corpus alone.
         made.append(as_version(flow, "queries", schema.QUERIES.empty_table()))
     passages, queries = made
@@ -142,6 +143,13 @@ def _ingest_spec(
         keys=keys,
         unit=table,
     )
+
+
+def _check_titles(corpus: Source, passages: Version) -> None:
+    if corpus.titles and passages.facts.get("titled") == 0:
+        raise UserError(
+            f"{corpus.titles}: no line names a passage of {corpus.path}. A line is pid, tab, title."
+        )
 
 
 def _raise_problems(made: Sequence[Version]) -> None:

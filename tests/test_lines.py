@@ -29,6 +29,13 @@ def test_not_utf8(tmp_path: Path) -> None:
         list(text_lines(path))
 
 
+def test_utf_16_is_called_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes("fine\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"\(0xff\) is not .* `iconv -f UTF-16 -t UTF-8`"):
+        list(text_lines(path))
+
+
 def test_damaged_gzip(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(b"a line\n" * 1000)[:-9])

@@ -468,6 +468,21 @@ def test_bad_data(
     assert message in refused(capsys)
 
 
+def test_titles_that_no_passage_has_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = new(tmp_path)
+    place.data = tmp_path / "tsv"
+    place.data.mkdir()
+    for name, text in [
+        ("collection.tsv", "1\ta bird\n2\ta fish\n"), ("queries.train.tsv", "1\twho flies\n"),
+        ("qrels.train.tsv", "1\t1\n"), ("titles.tsv", "Bird\nFish\n"),
+    ]:  # fmt: skip
+        (place.data / name).write_text(text)
+    assert command(place) == 2
+    assert "titles.tsv: no line names a passage of " in refused(capsys)
+
+
 def test_mended_data_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = new(tmp_path)
     corpus = (place.data / "corpus.jsonl").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -109,6 +110,19 @@ def test_what_follows_the_reranked_keeps_its_place(
     plain, reranked = searcher.search(question, 8), searcher.search(question, 8, rerank=True)
     assert {a.pid for a in reranked[:5]} == {a.pid for a in plain[:5]}
     assert reranked[5:] == plain[5:]
+
+
+def test_the_end_of_the_input_ends_the_questions(
+    tiny_run: Path,
+    question: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{question}\n"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["search", str(tiny_run), "-k", "1", "--json"])
+    assert not stop.value.code
+    assert '"pid"' in capsys.readouterr().out
 
 
 # ---- what cannot be searched

@@ -61,7 +61,9 @@ def json_object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadLine(f"broken JSON at column {error.colno}: {error.msg}.") from error
+        raise BadLine(
+            f"broken JSON at column {error.colno}: {error.msg}. A line is one JSON object."
+        ) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
         raise BadLine(f"JSON that cannot be read: {error}.") from error
     if not isinstance(row, dict):

@@ -5,10 +5,13 @@ JSONL, one object a line, under any of the names these trainers use (and one fil
 | positives                        | negatives           | who            |
 | -------------------------------- | ------------------- | -------------- |
 | `positive`: text or object       | `negatives`: list   | rocketray      |
+| `positive`: text                 | `negative`: text    | triplets       |
 | `pos`: list                      | `neg`: list         | FlagEmbedding  |
 | `positive_passages`: list        | `negative_passages` | Tevatron       |
 
 A passage is a string or an object with `text` and perhaps `title`. TSV: query, positive, negative.
+Other fields are left alone, but for those that sound like negatives: to train without them would be
+a surprise.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ from rocketray.formats.sources import BadLine
 from rocketray.lines import text_lines
 
 POSITIVES = ("positive", "pos", "positive_passages")
-NEGATIVES = ("negatives", "neg", "negative_passages")
+NEGATIVES = ("negatives", "negative", "neg", "negative_passages")
+BESIDE = ("negative_ids", "neg_scores", "neg_id", "neg_ids")
+"""Fields beside them, ours and FlagEmbedding's, that hold no passages."""
+KNOWN = (*NEGATIVES, *BESIDE)
 
 
 class Text(NamedTuple):
@@ -76,7 +82,16 @@ def from_tsv(number: int, line: str) -> list[OwnExample]:
 def from_json(number: int, line: str) -> list[OwnExample]:
     """An object under any of the known names."""
     row = json_object(line)
-    query = filled(row.get("query"), "query")
+    if row.get("query") is None:
+        raise BadLine(
+            f"`query` is missing: a line needs it and one of {', '.join(POSITIVES)}; this one has"
+            f" {', '.join(row)[:200] or 'nothing'}."
+        )
+    query = filled(row["query"], "query")
+    if strange := [name for name in row if name.startswith("neg") and name not in KNOWN]:
+        raise BadLine(
+            f"`{strange[0]}` is not read: put negatives in one of {', '.join(NEGATIVES)}."
+        )
     positives = passages(row, POSITIVES)
     if not positives:
         raise BadLine(f"no positive: the line needs one of {', '.join(POSITIVES)}, not empty.")

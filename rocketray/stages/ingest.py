@@ -31,7 +31,9 @@ PROBLEMS_KEPT = 20
 """Per block. A wrong field name breaks every line of a corpus; nobody reads more than the first."""
 CHUNK = 1 << 18
 """Lines of a qrels file looked up at once."""
-COUNTED = ("rows", "empty", "very_long", "int_ids", "surrogates", "odd_answers", "problems")
+COUNTED = (
+    "rows", "empty", "titled", "very_long", "int_ids", "surrogates", "odd_answers", "problems",
+)  # fmt: skip
 SURROGATES = re.compile("[\ud800-\udfff]")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -73,6 +75,7 @@ class IngestPassages:
         counts["empty"] += not text.strip()
         counts["very_long"] += len(text) > VERY_LONG
         whole = "" if title is None else string(record, "title", counts)
+        counts["titled"] += bool(whole)
         return identity(record, counts), whole, text
 
 
@@ -146,7 +149,7 @@ def identity(record: Record, counts: Counter[str]) -> str:
         counts["int_ids"] += 1
         return str(value)
     if value is None:
-        raise BadLine("the id (`_id`) is missing.")
+        raise BadLine("the id (`_id`) is missing. A row needs `_id` and `text`.")
     if not isinstance(value, str):
         raise BadLine(f"the id (`_id`) must be a string, not {shown(value)}.")
     if not value.strip():

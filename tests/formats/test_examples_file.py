@@ -40,6 +40,12 @@ def test_names(tmp_path: Path, row: dict[str, Any]) -> None:
     assert list(open_examples(jsonl(tmp_path / "x.jsonl", row))) == [EXAMPLE]
 
 
+def test_triplets_as_sentence_transformers_has_them(tmp_path: Path) -> None:
+    row = {"query": "q", "positive": "yes", "negative": "no"}
+    found = list(open_examples(jsonl(tmp_path / "x.jsonl", row)))
+    assert found == [OwnExample(1, "q", Text("", "yes"), [Text("", "no")])]
+
+
 def test_several_positives(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", {"query": "q", "pos": ["a", "b"]})
     assert list(open_examples(path)) == [
@@ -60,7 +66,7 @@ def test_triples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"positive": "p"}, "`query` is missing."),
+        ({"positive": "p"}, "`query` is missing: "),
         ({"query": 3, "positive": "p"}, "`query` must be a string, not 3."),
         ({"query": " ", "positive": "p"}, "`query` is empty."),
         ({"query": "q"}, "no positive: the line needs one of positive, pos, positive_passages"),
@@ -70,6 +76,12 @@ def test_triples(tmp_path: Path) -> None:
         ({"query": "q", "positive": {"title": "t"}}, "`positive.text` is missing."),
         ({"query": "q", "positive": {"title": 1, "text": "t"}}, "`positive.title` must be a"),
         ({"query": "q", "positive": "p", "negatives": [""]}, "`negatives[0]` is empty."),
+        ({"query": "q", "positive": "p", "negative_1": "n"}, "`negative_1` is not read: put"),
+        (
+            {"anchor": "q", "positive": "p"},
+            "`query` is missing: a line needs it and one of positive,"
+            " pos, positive_passages; this one has anchor, positive.",
+        ),
         ({"query": "q\0", "positive": "p"}, "`query` holds a NUL character"),
         ([1], "a JSON array where an object must be."),
     ],

@@ -76,7 +76,7 @@ def test_passages(tmp_path: Path) -> None:
     assert texts[3] == "half \ufffd of it"
     assert texts[4] == "\U0001f680 \u4e2d"
     assert found.problems == []
-    counted = {"rows": 5, "empty": 1, "very_long": 1, "int_ids": 1, "surrogates": 2}
+    counted = {"rows": 5, "empty": 1, "titled": 2, "very_long": 1, "int_ids": 1, "surrogates": 2}
     assert found.counts == {**dict.fromkeys(COUNTED, 0), **counted}
     assert found.hashes.tolist() == text_hashes(["a", "7", "../../x", "d", "e"]).tolist()
 
