@@ -119,6 +119,10 @@ def theirs(told: argparse.Namespace, size: int, *, compiled: bool) -> Step:
 
     network = SentenceTransformer(str(told.folder / "model-0.0"), device=told.device)
     network.train()
+    # Of the model and not of the loss: GradCache's second forward runs in a hook of backward, where
+    # no autocast around the loss reaches. Their trainer wraps it so, too.
+    autocast: Any = torch.autocast(told.device, torch.bfloat16)
+    network.forward = autocast(network.forward)
     if compiled:
         network[0].auto_model.compile(dynamic=True)
     loss_of = losses.CachedMultipleNegativesRankingLoss(network, mini_batch_size=size)
@@ -127,8 +131,7 @@ def theirs(told: argparse.Namespace, size: int, *, compiled: bool) -> Step:
     features = [columns(told, column) for column in range(3)]
 
     def step() -> None:
-        with torch.autocast(told.device, torch.bfloat16):
-            loss = loss_of([dict(column) for column in features], torch.empty(0))
+        loss = loss_of([dict(column) for column in features], torch.empty(0))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -114,7 +114,8 @@ class Step(Model):
     """Keep no activations inside the encoder and make them again in backward: less memory, a third
     more work. Same result."""
     compile: bool = False
-    """torch.compile the encoder's layers: a minute at the start for faster steps."""
+    """torch.compile the encoder's layers: a minute at the start for faster steps. Where a shard is
+    forwarded twice (dual encoders, `recompute`) the model must be without dropout."""
     checkpoint_every: Positive = 200
     """Steps between checkpoints."""
 

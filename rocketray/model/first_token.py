@@ -55,7 +55,7 @@ def _last(layer: Any, hidden_BTD: torch.Tensor, mask_B11T: torch.Tensor | None) 
         heads(inner.key(hidden_BTD)),
         heads(inner.value(hidden_BTD)),
         attn_mask=mask_B11T,
-        dropout_p=inner.dropout.p if layer.training else 0.0,
+        dropout_p=inner.dropout.p if inner.training else 0.0,
     )
     context_B1D = context_BH1d.transpose(1, 2).flatten(2)
     attended_B1D = layer.attention.output(context_B1D, first_B1D)

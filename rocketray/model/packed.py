@@ -92,13 +92,15 @@ def encode(tower: Any, rows: Rows, *, first_only: bool = False) -> torch.Tensor:
         input_ids=rows.ids_N[None], token_type_ids=types, position_ids=rows.positions_N[None]
     )[0]
     layers = tower.encoder.layer
-    whole = _attention(rows, h_ND.dtype)
+    size = layers[0].attention.self.attention_head_size
+    flash = _has_flash(rows.starts_B.device, h_ND.dtype, size)
+    whole = _attention(rows, flash)
     for layer in layers[:-1] if first_only else layers:
         h_ND = _layer(layer, h_ND, h_ND, whole)
     if not first_only:
         return h_ND
     first_BD = h_ND[rows.starts_B[:-1].long()]
-    return _layer(layers[-1], first_BD, h_ND, _attention(rows, h_ND.dtype, first_only=True))
+    return _layer(layers[-1], first_BD, h_ND, _attention(rows, flash, first_only=True))
 
 
 def pooled(tower: PreTrainedModel, rows: Rows, pooling: Pooling) -> torch.Tensor:
@@ -131,9 +133,9 @@ def _layer(layer: Any, asking: torch.Tensor, h_ND: torch.Tensor, attend: Attend)
     return result
 
 
-def _attention(rows: Rows, dtype: torch.dtype, *, first_only: bool = False) -> Attend:
+def _attention(rows: Rows, flash: bool, *, first_only: bool = False) -> Attend:
     """Attention within each row, for queries of all tokens or of each row's first."""
-    if _has_flash(rows.starts_B.device, dtype):
+    if flash:
         return _by_flash(rows, first_only)
 
     def by_runs(q: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor) -> torch.Tensor:
@@ -154,8 +156,10 @@ def _attention(rows: Rows, dtype: torch.dtype, *, first_only: bool = False) -> A
     return by_runs
 
 
-def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+def _has_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     half = dtype in (torch.bfloat16, torch.float16)
+    if head_size % 8 or head_size > 256:  # What the kernel takes; torch pads for its own attention.
+        return False
     return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from rocketray.errors import UserError
 from rocketray.model import weights
+from rocketray.model.tokens import Tokenizer
 
 POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 """sentence-transformers' names -> ours."""
@@ -49,10 +50,22 @@ def dual_options(folder: Path) -> dict[str, Any]:
         )
     said["pooling"] = _pooling(folder / kinds["Pooling"]) if "Pooling" in kinds else "mean"
     said |= _prompts(folder, cosine="Normalize" in kinds)
-    length = (_read(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    told = _read(folder / "sentence_bert_config.json") or {}
+    if told.get("do_lower_case"):
+        _check_case(folder)
+    length = told.get("max_seq_length")
     if length := length or _tokenizer_limit(folder):
         said |= {"query_length": length, "passage_length": length}
     return said
+
+
+def _check_case(folder: Path) -> None:
+    upper, lower = Tokenizer(folder).ids(["ABC", "abc"], 8)
+    if upper != lower:
+        raise UserError(
+            f"{folder} has its texts lowercased before they reach the tokenizer (do_lower_case in"
+            " sentence_bert_config.json), which rocketray does not do. Choose another model."
+        )
 
 
 def cross_options(folder: Path) -> dict[str, Any]:

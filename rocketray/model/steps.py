@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rocketray.artifacts import Version
 from rocketray.model.cross_encoder import CrossEncoder
@@ -395,6 +396,9 @@ class CrossStep:
         table_VD = self.model.model.get_input_embeddings().weight
         direction_VD = torch.zeros_like(table_VD)
         self.model.eval()
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = True  # In eval it would keep all activations; dropout stays out.
         for batch, labels_B in batches:
             loss = self._loss(self.feed.through(self.model.logits, batch), labels_B) / rows
             direction_VD += torch.autograd.grad(loss, table_VD)[0]

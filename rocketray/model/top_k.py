@@ -214,7 +214,8 @@ class _Lists:
     def add(self, tile: _Tile, room: _Room) -> None:
         self.longest = tile.longest
         shape = (len(self.q_QD), len(tile.p_TD))
-        if self.greatest * tile.longest < LARGEST and tile.p_TD.dtype == room.scores.dtype:
+        holds = max(self.greatest, self.greatest * tile.longest) < LARGEST
+        if holds and tile.p_TD.dtype == room.scores.dtype:
             scores_QT = room.scores[: math.prod(shape)].view(shape)
             _multiply(self.q_QD.to(scores_QT.dtype), tile.p_TD, scores_QT)
         else:

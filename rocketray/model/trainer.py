@@ -261,6 +261,7 @@ class Trainer:
         if job.recompute:
             _recompute(self.model)
         if job.compile:
+            self._check_compilable()
             _compile(self.model)
         self.step_of = self._step_of(Examples.open(job.examples))
         batch = max(1, job.global_batch // self.step_of.units_per_row)
@@ -370,12 +371,23 @@ class Trainer:
         if half and not _has_dropout(self.model):
             self._warn(f"micro_shard {size} does not fit the GPU's memory: {half}.")
             return {"micro_shard": half}
-        cure = "Set recompute, or shorten the texts."
+        able = _cannot_recompute(self.model) is None
+        cure = "Set recompute, or shorten the texts." if able else "Shorten the texts."
         if half:
-            cure = (
-                f"With dropout its size is part of the result: set it to {half}, or set recompute."
-            )
+            cure = f"With dropout its size is part of the result: set it to {half}"
+            cure += ", or set recompute." if able else "."
         raise UserError(f"micro_shard {size} does not fit the GPU's memory. {cure}")
+
+    def _check_compilable(self) -> None:
+        """A shard that is forwarded twice must draw the same masks, and two compiled graphs, with
+        gradient and without, need not."""
+        twice = self.job.kind == "dual" or self.job.recompute  # grad_cache may yet be chosen.
+        if twice and _has_dropout(self.model):
+            raise UserError(
+                "compile needs a model without dropout here: a shard's two compiled forwards may"
+                " draw other masks. Set dropout=0 (model.dual.dropout, model.cross.dropout), or"
+                " compile=false."
+            )
 
     def _warn(self, text: str) -> None:
         if self.rank == 0:
@@ -839,7 +851,18 @@ def _touch_few_words(model: DualEncoder | CrossEncoder) -> None:
         tower.get_input_embeddings().sparse = True
 
 
+def _cannot_recompute(model: DualEncoder | CrossEncoder) -> str | None:
+    """The architecture that transformers has no activation checkpointing for, if it is one."""
+    foreign = (type(t).__name__ for t in _towers(model) if not t.supports_gradient_checkpointing)
+    return next(foreign, None)
+
+
 def _recompute(model: DualEncoder | CrossEncoder) -> None:
+    if name := _cannot_recompute(model):
+        raise UserError(
+            f"recompute: transformers cannot for {name}. Set recompute=false; a smaller micro_shard"
+            " or shorter texts need less memory, too."
+        )
     for tower in _towers(model):
         # transformers 5 renamed it on the way.
         old = "gradient_checkpointing_enable"

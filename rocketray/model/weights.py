@@ -55,6 +55,11 @@ DROPOUT_FIELDS = (
     "hidden_dropout",
     "pooler_dropout",
     "dropout_rate",
+    "classifier_dropout_prob",
+    "activation_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
 )
 
 

@@ -86,6 +86,11 @@ def test_a_padding_token_within_a_text_shifts_robertas_positions_as_in_the_model
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [26, 264])
+def test_the_flash_kernel_is_not_asked_for_other_heads(size: int) -> None:
+    assert not packed._has_flash(torch.device("cuda"), torch.bfloat16, size)
+
+
 @torch.inference_mode()
 def test_half_precision_stays_near() -> None:
     model = encoder("bert")

@@ -104,6 +104,16 @@ def test_what_rocketray_does_not_have_is_refused(
         dual_options(folder)
 
 
+def test_lowercasing_beside_the_tokenizer_is_refused(folder: Path) -> None:
+    say(folder, {"pooling_mode": "cls"})
+    write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    assert dual_options(folder)["pooling"] == "cls"  # Its tokenizer does so by itself.
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", told | {"do_lower_case": False})
+    with pytest.raises(UserError, match="do_lower_case"):
+        dual_options(folder)
+
+
 # ---- cross-encoders that others trained
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import BertModel
 
 from rocketray import storage
 from rocketray.artifacts import Draft, RunFolder, Superseded, Version, commit_block, read_json
@@ -960,19 +961,40 @@ def test_auto_precision_is_decided_once(data: TrainingData, tmp_path: Path) -> N
         assert train(job).precision == "bfloat16"
 
 
-@pytest.mark.parametrize("kind", ["dual", "cross"])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("dual", {}), ("cross", {}), ("cross", {"adversarial": 0.5})]
+)
 def test_recomputing_activations_gives_the_same_bytes_with_dropout(
-    data: TrainingData, tmp_path: Path, kind: str
+    data: TrainingData, tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
     weights = data.dual(dropout=0.1) if kind == "dual" else data.cross(dropout=0.1)
     kept, again = (
-        data.job(kind, tmp_path / str(recompute), weights, recompute=recompute)
+        data.job(kind, tmp_path / str(recompute), weights, recompute=recompute, **settings)
         for recompute in (False, True)
     )
     train(kept)
     train(again)
     assert losses(kept) == losses(again)
     assert_same_bytes(kept, again)
+
+
+def test_what_cannot_recompute_is_refused(data: TrainingData, tmp_path: Path) -> None:
+    job = data.job("dual", tmp_path, data.dual(dropout=0.0), recompute=True)
+    with (
+        mock.patch.object(BertModel, "supports_gradient_checkpointing", False),
+        pytest.raises(UserError, match="recompute: transformers cannot for BertModel"),
+    ):
+        Trainer(job, CPU)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "dual"}, {"kind": "cross", "recompute": True}])
+def test_compiled_layers_with_dropout_are_forwarded_once(
+    data: TrainingData, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    weights = data.dual(dropout=0.1) if settings["kind"] == "dual" else data.cross(dropout=0.1)
+    job = data.job(out=tmp_path, weights=weights, compile=True, **settings)
+    with pytest.raises(UserError, match="compile needs a model without dropout here"):
+        Trainer(job, CPU)
 
 
 @pytest.mark.slow
