@@ -1,6 +1,6 @@
 """Where training's numbers go beside the JSON-lines log: TensorBoard, MLflow, Weights & Biases.
 
-One worker tells them. MLflow and W&B are extras (`pip install rocketray[mlflow]`, `[wandb]`), and
+One worker tells them. MLflow and W&B are extras (`pip install mlflow`, `wandb`), and
 are told by their own environment variables where to send things (MLFLOW_TRACKING_URI,
 WANDB_MODE=offline ...).
 """
