@@ -202,12 +202,7 @@ def planned(recipe: Recipe, asked: Asked) -> list[Row]:
     _check(recipe, asked)
     undenoised = Row("undenoised", "hard negatives, not denoised", hard_step, UNDENOISED)
     rows = [_group(asked.in_batch), undenoised]
-    for name in asked.also:
-        if name == LONGER:
-            rows.append(Row(f"also_{LONGER}", "hard negatives, as many steps as dual_2", longer))
-            continue
-        words, settings = VARIANTS[name]
-        rows.append(Row(f"also_{name}", f"hard negatives {words}", hard_step, settings))
+    rows += [_also(name) for name in asked.also]
     for name in asked.weights:
         # Whole: how many layers of the recipe's weights are kept says nothing about others.
         settings = (f"model.dual.weights={json.dumps(name)}", "model.dual.layers=null")
@@ -253,6 +248,13 @@ def _check(recipe: Recipe, asked: Asked) -> None:
 
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.rstrip("/").rpartition("/")[2]).lower()
+
+
+def _also(name: str) -> Row:
+    if name == LONGER:
+        return Row(f"also_{LONGER}", "hard negatives, as many steps as dual_2", longer)
+    words, settings = VARIANTS[name]
+    return Row(f"also_{name}", f"hard negatives {words}", hard_step, settings)
 
 
 def _group(size: int) -> Row:
@@ -337,6 +339,10 @@ def equally_long(told: HardStep, rows: int, others: int) -> HardStep:
     steps = steps_of(others, told.global_batch, told.epochs)
     if not rows or steps_of(rows, told.global_batch, told.epochs) == steps:
         return told
+    return _for_steps(told, rows, steps)
+
+
+def _for_steps(told: HardStep, rows: int, steps: float) -> HardStep:
     return told.model_copy(update={"epochs": steps * told.global_batch / rows})
 
 
@@ -344,8 +350,8 @@ def longer(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_1 once more, for as many steps as dual_2: they have as many epochs, as in the paper, but
     dual_2's are longer. What dual_2 gains over this one it owes to its pseudo labels."""
     told, examples = flow.recipe.steps.dual_1, flow.made["dual_1_examples"]
-    epochs = flow.made["dual_2"].facts["steps"] * told.global_batch / examples.rows
-    finish(flow, ready, row, examples, told.model_copy(update={"epochs": epochs}))
+    steps = flow.made["dual_2"].facts["steps"]
+    finish(flow, ready, row, examples, _for_steps(told, examples.rows, steps))
 
 
 def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:

@@ -137,9 +137,8 @@ def judged(flow: Workflow) -> pa.Table:
 def groups(flow: Workflow) -> pd.Series:
     """Of each question that is asked, its first relevant passage: with that passage's embedding all
     questions about it rise and fall, so they are no witnesses independent of each other."""
-    table = judged(flow).to_pandas()
-    found: pd.Series = table[table["relevance"] > 0].groupby("query")["passage"].min()
-    return found
+    relevant = schema.positives_of(judged(flow))
+    return pd.Series({query: min(passages) for query, passages in relevant.items()}, dtype="int64")
 
 
 def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:

@@ -34,7 +34,7 @@ from typing import Any, Protocol
 from rocketray import storage
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
-from rocketray.engine.cluster import Room, asked_by, connect, is_here
+from rocketray.engine.cluster import SHARED, Room, asked_by, connect, is_here, sees
 from rocketray.engine.metrics import BulkMetrics
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
@@ -367,13 +367,9 @@ def _marks(folders: Sequence[Path]) -> set[Path]:
 
 
 def _check_sight(folder: Path) -> None:
-    """Who began the stage has made its folder. A worker that made one of its own would commit where
-    nobody reads."""
-    if not storage.mirrored(folder) and not folder.is_dir():
-        raise UserError(
-            f"{socket.gethostname()} does not see {folder}: the run folder must be on storage that"
-            " every node sees under one path, or on object storage."
-        )
+    """A worker that made a folder of its own would commit where nobody reads."""
+    if not sees(folder):
+        raise UserError(f"{socket.gethostname()} does not see {folder}: {SHARED}")
 
 
 def _set_threads(threads: int) -> None:

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rocketray import storage
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster, Reserved
 
@@ -24,6 +26,10 @@ PATIENCE = 60.0
 NODE_GROUP = "ray.io/node-group"
 TYPE = "accelerator_type:"
 """Begins the resource of which a machine with GPUs of some type has one, whatever their number."""
+SHARED = (
+    "the run folder must be on storage that every node sees under one path, or on object storage."
+)
+"""The cure where a machine does not see it."""
 
 
 def connect(cluster: Cluster) -> None:
@@ -78,6 +84,11 @@ def _address(cluster: Cluster) -> str | None:
 def is_here(cluster: Cluster) -> bool:
     """Whether it is this process's own Ray, on this machine alone."""
     return not _address(cluster)
+
+
+def sees(folder: Path) -> bool:
+    """Whether this machine sees a folder that whoever began the stage has made."""
+    return storage.mirrored(folder) or folder.is_dir()
 
 
 def job_has_ended(job: str) -> bool:

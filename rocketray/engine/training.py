@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from rocketray import storage
 from rocketray.artifacts import Superseded, write_text
-from rocketray.engine.cluster import Room, asked_by, connect
+from rocketray.engine.cluster import SHARED, Room, asked_by, connect, sees
 from rocketray.engine.metrics import TrainMetrics
 from rocketray.errors import UserError
 from rocketray.model.gather import told_by_workers
@@ -152,10 +152,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     job: Job = config["job"]
     if blind := _blind(job):
-        return {
-            "error": f"{', '.join(blind)} cannot see {job.examples}: the run folder must be on"
-            " storage that every node sees under one path, or on object storage."
-        }
+        return {"error": f"{', '.join(blind)} cannot see {job.examples}: {SHARED}"}
     if storage.fetch(_refusal(job)):
         return {"error": _refusal(job).read_text(encoding="utf-8")}
     if get_context().get_world_rank() == 0:
@@ -178,8 +175,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
 def _blind(job: Job) -> list[str]:
     """The hosts that do not see the run folder. They cannot write a refusal there, and what they
     raise Ray retries: so all workers are told, and all stop."""
-    sees = storage.mirrored(job.examples) or job.examples.is_dir()
-    told = told_by_workers("" if sees else socket.gethostname())
+    told = told_by_workers("" if sees(job.examples) else socket.gethostname())
     return sorted({host for host in told if host})
 
 
