@@ -23,7 +23,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -676,6 +676,13 @@ class RunFolder:
         current = self.current()
         if current.get(version.name) != version.path.name:
             write_json(self.path / "current.json", {**current, version.name: version.path.name})
+
+    def retire(self, stages: Collection[str]) -> None:
+        """These stages have no current version any more; their versions stay, as old ones."""
+        current = self.current()
+        if not current.keys().isdisjoint(stages):
+            kept = {name: folder for name, folder in current.items() if name not in stages}
+            write_json(self.path / "current.json", kept)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -54,7 +54,9 @@ def audit(folder: RunFolder) -> Row:
     ranks, sweep = denoising(run, probability)
     read = int(ranks.steps_VRS.sum())
     return {
-        "of": {name: run.need(name).digest for name in ("denoise", "augment") if run.get(name)},
+        "of": {
+            name: run.need(name).digest for name in ("denoise", "augment") if run.same_cross(name)
+        },
         "thresholds": run.thresholds,
         "asked": run.recipe.denoise.model_dump(include=set(run.thresholds)),
         "calibration": held,
@@ -117,6 +119,25 @@ class Run:
         wanted = name in self.current and asked.get(name, True)
         return self.need(name) if wanted else None
 
+    def same_cross(self, name: str) -> Version | None:
+        """As `get`, and None where another cross-encoder scored it than what `denoise` judged:
+        until the command that began the run has gone on, later stages are those of an earlier
+        recipe."""
+        version, judge = self.get(name), self._cross_of(self.need("denoise"))
+        alike = version and judge in (None, self._cross_of(version))  # None: `denoise.off`.
+        return version if alike else None
+
+    def _cross_of(self, version: Version) -> str | None:
+        """Digest of the cross-encoder behind a scored run, or behind verdicts on one."""
+        inputs: Mapping[str, str] = version.manifest["identity"].get("inputs", {})
+        if "scored" not in inputs:
+            return inputs.get("cross")
+        for path in self.folder.stages.glob("*_scored-*/manifest.json"):
+            scored = Version.open(path.parent)
+            if scored.digest == inputs["scored"]:
+                return self._cross_of(scored)
+        return None
+
     @property
     def thresholds(self) -> dict[str, float]:
         """Where ce_scores were cut; none without denoising."""
@@ -173,9 +194,9 @@ def cross_encoder(run: Run) -> tuple[calibration.Map | None, Row]:
 def labelled_pairs(run: Run) -> tuple[Pairs, str]:
     """Pairs with labels to hold the cross-encoder to, and where they are from: of questions it has
     not learned from, if there are any."""
-    if scored := run.get(DEV_SCORED):
+    if scored := run.same_cross(DEV_SCORED):
         qrels, words = run.need("qrels_dev"), "dev questions, passages of dual_0"
-    elif scored := run.get("dual_2_test_scored"):
+    elif scored := run.same_cross("dual_2_test_scored"):
         qrels = run.get("qrels_test") or run.need("qrels_dev")
         words = "held-out questions, passages of dual_2"
     else:
@@ -219,7 +240,7 @@ def denoising(run: Run, probability: calibration.Map | None) -> tuple[ByRank, Sw
 
 def pseudo(run: Run, probability: calibration.Map | None) -> list[Row]:
     """The sweep over pseudo labels; empty where no question was unlabelled."""
-    version = run.get("augment")
+    version = run.same_cross("augment")
     if version is None:
         return []
     counted = Pseudo(run.grid, keys_of(run.get("qrels_hidden")))
@@ -233,10 +254,10 @@ def removals(run: Run) -> dict[str, Row]:
     found = {}
     if run.get("qrels_hidden_positives"):
         found["train"] = _removal(run, "denoise", hidden_keys(run), keys_of(run.labels))
-        if run.get(DEV_SCORED):
+        if run.same_cross(DEV_SCORED):
             visible, hidden = hide_dev(run)
             found["dev"] = _removal(run, DEV_SCORED, relevant_keys(hidden), relevant_keys(visible))
-    if (qrels := run.get("qrels_hidden")) and run.get("augment"):
+    if (qrels := run.get("qrels_hidden")) and run.same_cross("augment"):
         found["unlabelled"] = _removal(run, "augment", keys_of(qrels), keys_of(None))
     found = {name: row for name, row in found.items() if row["scored"]}
     if {"train", "dev"} <= found.keys() and (chosen := found["dev"]["best"]):
@@ -284,7 +305,7 @@ def relevant_keys(qrels: pa.Table) -> np.ndarray:
 def examples(run: Run) -> dict[str, list[Row]]:
     """Some passages of each verdict, with all that a person needs to judge it."""
     drawn = draw(run.need("denoise"), DENOISED, run.recipe.seed)
-    if augmented := run.get("augment"):
+    if augmented := run.same_cross("augment"):
         drawn |= draw(augmented, (Verdict.PSEUDO_POSITIVE.value,), run.recipe.seed)
     texts = Texts(run, [row for rows in drawn.values() for row in rows])
     return {verdict: [texts.shown(row) for row in rows] for verdict, rows in drawn.items()}

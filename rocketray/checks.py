@@ -228,6 +228,9 @@ class Read:
             split: ingest.read_qrels(path, queries.ids, passages.ids)
             for split, path in dataset.qrels.items()
         }
+        tables.check_titles(dataset.corpus[0], passages.counts["titled"])
+        if "train" in qrels:
+            tables.check_train(dataset.qrels["train"], qrels["train"])
         return cls(dataset, recipe, passages, queries, qrels)
 
     def asked(self, split: str) -> np.ndarray:
@@ -406,10 +409,10 @@ def labels(read: Read) -> Iterator[Finding]:
 
 
 def _unlabelled(read: Read) -> Iterator[Finding]:
-    tables = [qrels.filter(pa.array(qrels["relevance"].to_numpy() > 0)) for qrels in
+    judged = [qrels.filter(pa.array(qrels["relevance"].to_numpy() > 0)) for qrels in
               read.qrels.values()]  # fmt: skip
     queries, passages = (
-        np.concatenate([table[name].to_numpy() for table in tables])
+        np.concatenate([table[name].to_numpy() for table in judged])
         for name in ("query", "passage")
     )
     never = len(read.passages) - len(np.unique(passages))
@@ -422,10 +425,15 @@ def _unlabelled(read: Read) -> Iterator[Finding]:
         "labelled passages with an unlabelled copy", f"{twins:,} judgements",
         {"judgements": twins}, COPIED if twins else "",
     )  # fmt: skip
-    named = [read.asked(split) for split in read.qrels]
-    free = len(read.queries) - len(np.unique(np.concatenate(named)))
+    named = np.unique(np.concatenate([read.asked(split) for split in read.qrels]))
+    free, words = np.setdiff1d(np.arange(len(read.queries)), named), read.queries.same
+    new = len(tables.first_of_words(words, free, words[named]))
+    others = f", {len(free) - new:,} asked before, in the same words, not counted"
     yield Finding(
-        "unlabelled questions", f"{free:,}", {"questions": free}, "" if free else NOTHING_TO_ADD
+        "unlabelled questions",
+        f"{new:,}" + (others if new < len(free) else ""),
+        {"questions": new, "asked_before": len(free) - new},
+        "" if new else NOTHING_TO_ADD,
     )
 
 

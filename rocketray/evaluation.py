@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def evaluate(
     run, judged = measures.read_run(run_file), measures.read_qrels_file(qrels)
     _check_same(run_file, run, qrels, judged)
     found = measures.evaluate(run, judged, asked)
-    return found | (answer_recall(run, answers, corpus) if answers and corpus else {})
+    return found | (answer_recall(run, judged, answers, corpus) if answers and corpus else {})
 
 
 def _here(name: Path) -> Path:
@@ -74,11 +74,15 @@ def _check_same(
         )
 
 
-def answer_recall(run: Mapping[str, Hits], queries: Path, corpus: Path) -> dict[str, float]:
-    """`answer_recall@k` of a run by ids. Only the texts of retrieved passages are held."""
-    answers = {qid: found for qid, _, _, found in _rows(queries, IngestQueries().row) if found}
+def answer_recall(
+    run: Mapping[str, Hits], judged: Container[str], queries: Path, corpus: Path
+) -> dict[str, float]:
+    """`answer_recall@k` of a run by ids, over the judged questions that have answers: the file of
+    questions may hold all splits. Only the texts of retrieved passages are held."""
+    read = _rows(queries, IngestQueries().row)
+    answers = {qid: found for qid, _, _, found in read if found and qid in judged}
     if not answers:
-        raise UserError(f"{queries}: no question has `answers`, a list of strings.")
+        raise UserError(f"{queries}: no judged question has `answers`, a list of strings.")
     first = measures.first_of_file(run, max(ANSWER_DEPTHS))
     pids = {qid: first(qid) for qid in answers}
     wanted = {pid for found in pids.values() for pid in found}

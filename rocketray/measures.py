@@ -98,15 +98,20 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> pd.DataFrame:
 def parse(name: str) -> Any:
     """A measure of ir-measures by our name or its own."""
     ours = re.fullmatch(r"(\w+)@([1-9]\d*)", name)
+    theirs = f"{NAMES[ours[1]]}@{int(ours[2])}" if ours and ours[1] in NAMES else name
     try:
-        if ours and ours[1] in NAMES:
-            return ir_measures.parse_measure(f"{NAMES[ours[1]]}@{int(ours[2])}")
-        return ir_measures.parse_measure(name)
-    except (NameError, ValueError, SyntaxError, AssertionError) as error:
-        known = ", ".join(f"{ours}@K" for ours in NAMES)
+        measure = ir_measures.parse_measure(theirs)
+        # Asked now, not after large files were read: a cutoff may lack, or the package it needs.
+        known = ir_measures.DefaultPipeline.supports(measure)
+    except (NameError, ValueError, SyntaxError, AssertionError):
+        known = False
+    # NumQ and its like are sums over queries, and no mean says the same.
+    if not (known and isinstance(measure.aggregator(), ir_measures.MeanAgg)):
+        names = ", ".join(f"{ours}@K" for ours in NAMES)
         raise UserError(
-            f"measure {name!r} is unknown: use {known}, or a name of ir-measures such as `P@5`."
-        ) from error
+            f"measure {name!r} is unknown: use {names}, or a name of ir-measures such as `P@5`."
+        )
+    return measure
 
 
 def deepest(measures: Iterable[Any]) -> int | None:

@@ -106,13 +106,19 @@ def run(flow: Workflow, ready: Ready) -> None:
     rerank(flow, ready, cross)
 
 
+def check_index(flow: Workflow, dual: Version) -> None:
+    """Before hours are spent on embeddings that the recipe's index would not take."""
+    told = flow.recipe.retrieve
+    if told.index:
+        size = DualEncoder.open(artifacts.brought(dual.path / "model")).size
+        index.check(told.index, told.probe, size)
+
+
 def prepare(flow: Workflow, dataset: Dataset) -> Ready:
     """Tables, initial weights and tokens."""
     tables = read_tables(flow, dataset)
     dual = initial_dual(flow, flow.recipe.model.dual)
-    told = flow.recipe.retrieve
-    if told.index:
-        index.check(told.index, told.probe, DualEncoder.open(dual.path / "model").size)
+    check_index(flow, dual)
     cross = initial_cross(flow, flow.recipe.model.cross)
     dual_tokens, cross_tokens = tokenise(flow, tables, dual, cross)
     return Ready(tables, dual, cross, dual_tokens, cross_tokens)
@@ -301,7 +307,7 @@ def retrieve(
     for (name, purpose), run in zip(wanted, _merged(flow, specs), strict=True):
         runs[name][purpose] = run
     if flow.recipe.retrieve.index:
-        measure_recall(flow, ready, seen, runs)
+        measure_recall(flow, ready, seen, runs, depths)
     return runs
 
 
@@ -427,11 +433,10 @@ def _merged(flow: Workflow, specs: Sequence[Spec]) -> list[Version]:
 
 def measure_recall(
     flow: Workflow, ready: Ready, searched: Mapping[str, Searched],
-    runs: Mapping[str, Mapping[str, Version]],
+    runs: Mapping[str, Mapping[str, Version]], depths: Mapping[str, int],
 ) -> None:  # fmt: skip
     """Say how many of the nearest passages each model's index finds: some queries of the model's
     first run are searched exactly as well."""
-    depths = list_depths(flow.recipe)
     measured = {name: next(iter(found)) for name, found in runs.items() if found}
     exact = _merged(
         flow,

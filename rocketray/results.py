@@ -69,12 +69,16 @@ def reranked(run: pa.Table, scored: pa.Table) -> pa.Table:
 
 
 def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
-    """Measures by model. Kept as a version, so that a repeated command need not measure again."""
+    """Measures by model. Kept as a version, so that a repeated command need not measure again, nor
+    write the files of the same runs, of which the depth is part."""
     qrels = held_out(flow)
     inputs = {name: flow.made[_source(name)].digest for name in runs}
     identity = {
         "code": 1,
-        "recipe": {"positives": flow.recipe.data.positives},
+        "recipe": {
+            "positives": flow.recipe.data.positives,
+            "trec_depth": flow.recipe.evaluate.trec_depth,
+        },
         "inputs": {**inputs, "qrels": qrels.digest, "queries": flow.made["test_queries"].digest},
     }
 
@@ -242,7 +246,9 @@ def _rechecked(scored: Sequence[Mapping[str, int]], new: int) -> Iterator[tuple[
 
 
 def _removed(facts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    false, unsure = facts[Verdict.LIKELY_FALSE_NEGATIVE], facts[Verdict.UNCERTAIN]
+    # `denoise.promote` makes positives of likely false negatives: removed they are as well.
+    false = facts[Verdict.LIKELY_FALSE_NEGATIVE] + facts.get(Verdict.PSEUDO_POSITIVE, 0)
+    unsure = facts[Verdict.UNCERTAIN]
     total = false + unsure + facts[Verdict.HARD_NEGATIVE]
     yield (
         "negatives removed",

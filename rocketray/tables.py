@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from rocketray import artifacts, schema, storage
-from rocketray.artifacts import Version
+from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats import Cut, Dataset, Source, cut, open_dataset, text_source
 from rocketray.formats.generated import write_generated
@@ -26,6 +26,8 @@ from rocketray.stages import ingest
 from rocketray.workflow import Spec, Workflow
 
 SPLITS = ("train", "dev", "test")
+PURPOSES = (*SPLITS, "unlabelled")
+TRUTHS = (*SPLITS, "hidden", "hidden_positives")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,15 @@ def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
         ingest.raise_duplicates(pids, cuts["passages"], "passage")
         ingest.raise_duplicates(qids, cuts["queries"], "query")
         qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
-    return Tables(passages, queries, qrels, _choose(flow, queries, qrels))
+    made = Tables(passages, queries, qrels, _choose(flow, queries, qrels))
+    _retire_others(flow.folder, made)
+    return made
+
+
+def _retire_others(folder: RunFolder, made: Tables) -> None:
+    """A split that the data had once and have no more would name rows of other tables."""
+    qrels = {f"qrels_{name}" for name in TRUTHS if name not in made.qrels}
+    folder.retire(qrels | {f"{name}_queries" for name in PURPOSES if name not in made.chosen})
 
 
 def _ingest_rows(
@@ -120,7 +130,7 @@ def _ingest_rows(
         specs.append(_ingest_spec("queries", "queries", cuts["queries"], named, labelled))
     made = flow.bulk(*specs)
     _raise_problems(made)
-    _check_titles(dataset.corpus[0], made[0])
+    check_titles(dataset.corpus[0], made[0].facts.get("titled"))
     if len(made) == 1:  # A corpus alone.
         made.append(as_version(flow, "queries", schema.QUERIES.empty_table()))
     passages, queries = made
@@ -145,11 +155,17 @@ def _ingest_spec(
     )
 
 
-def _check_titles(corpus: Source, passages: Version) -> None:
-    if corpus.titles and passages.facts.get("titled") == 0:
+def check_titles(corpus: Source, titled: int | None) -> None:
+    """`titled`: passages that the file of titles names."""
+    if corpus.titles and titled == 0:
         raise UserError(
             f"{corpus.titles}: no line names a passage of {corpus.path}. A line is pid, tab, title."
         )
+
+
+def check_train(path: Path, qrels: pa.Table) -> None:
+    if not schema.positives_of(qrels):
+        raise UserError(f"{path} has no relevance above 0: nothing to learn from.")
 
 
 def _raise_problems(made: Sequence[Version]) -> None:
@@ -236,10 +252,8 @@ def _ingest_qrels(
         if split in dataset.qrels
     }
     train = read.get("train")
-    if train is not None and not schema.positives_of(train):
-        raise UserError(
-            f"{dataset.qrels['train']} has no relevance above 0: nothing to learn from."
-        )
+    if train is not None:
+        check_train(dataset.qrels["train"], train)
     share = flow.recipe.data.hide_labels
     if train is not None and share:
         names = queries.read(["qid"])["qid"].to_pylist()
@@ -289,11 +303,7 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
     }
     if "test" not in rows and "dev" in rows:
         rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], seed)
-    labelled = queries.read(["labelled"])["labelled"].to_numpy(zero_copy_only=False)
-    free = np.flatnonzero(~labelled)
-    if "hidden" in qrels:
-        free = np.union1d(free, _queries_of(qrels["hidden"]))
-    new = _not_asked(queries, free)
+    free, new = free_queries(queries, qrels), new_questions(queries, qrels)
     rows["unlabelled"] = schema.sample(new, recipe.augment.queries, seed)
     size = recipe.blocks.queries
     facts = {"unlabelled": {"asked_before": len(free) - len(new)}}
@@ -306,22 +316,43 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
     }
 
 
-def _not_asked(queries: Version, free: np.ndarray) -> np.ndarray:
-    """Unlabelled questions but for those in whose words a question with labels asks, of any split:
-    a pseudo label must say nothing of a test question, nor contradict a person. Of several that ask
-    the same the first stays.
+def free_queries(queries: Version, qrels: Mapping[str, Version]) -> np.ndarray:
+    """Rows of the questions without labels, or with hidden ones; ascending."""
+    labelled = queries.read(["labelled"])["labelled"].to_numpy(zero_copy_only=False)
+    free = np.flatnonzero(~labelled)
+    return np.union1d(free, _queries_of(qrels["hidden"])) if "hidden" in qrels else free
+
+
+def new_questions(
+    queries: Version, qrels: Mapping[str, Version], asked: Version | None = None
+) -> np.ndarray:
+    """Rows of the unlabelled questions but for those in whose words a question with labels asks, of
+    any split: a pseudo label must say nothing of a test question, nor contradict a person. Of
+    several that ask the same the first stays.
 
     Args:
-        free: row numbers of all unlabelled questions, ascending.
+        asked: another table, whose questions are all unlabelled; None: those of `queries`.
     """
-    if not len(free):
-        return free
-    queries.fetch("words")
-    words = np.concatenate([queries.array(block.number, "words") for block in queries.blocks])
+    free, words = free_queries(queries, qrels), _words(queries)
     with_labels = np.delete(words, free)
+    if asked:
+        free, words = np.arange(asked.rows), _words(asked)
+    return first_of_words(words, free, with_labels)
+
+
+def first_of_words(words: np.ndarray, free: np.ndarray, with_labels: np.ndarray) -> np.ndarray:
+    """Of the rows `free` those whose words are not among `with_labels`, the first of each."""
     free = free[np.isin(words[free], with_labels, invert=True)]
     _, first = np.unique(words[free], return_index=True)
     return free[np.sort(first)]
+
+
+def _words(queries: Version) -> np.ndarray:
+    """Hashes of the questions' words, by row."""
+    if not queries.rows:
+        return schema.text_hashes([])
+    queries.fetch("words")
+    return np.concatenate([queries.array(block.number, "words") for block in queries.blocks])
 
 
 def _queries_of(qrels: Version) -> np.ndarray:

@@ -49,9 +49,9 @@ def log_of(out: Path) -> Path:
     return out.with_suffix(".log")
 
 
-def finish(out: Path, *settings: str, recipe: str = "tiny") -> str:
+def finish(out: Path, *settings: str, recipe: str = "tiny", until: str | None = None) -> str:
     """Run to the end; returns all that was printed by this and earlier starts."""
-    process = start(out, *settings, recipe=recipe)
+    process = start(out, *settings, recipe=recipe, until=until)
     code = process.wait(timeout=900)
     text = log_of(out).read_text()
     assert code == 0, text[-4000:]

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rocketray import audit, cli, report
+from rocketray import artifacts, audit, cli, report
 from rocketray.artifacts import Draft, RunFolder, commit_block, read_json
 from rocketray.errors import UserError
 from rocketray.report import audited
@@ -199,6 +199,38 @@ def test_what_the_recipe_does_not_ask_for_is_not_there(folder: RunFolder) -> Non
     assert found["by_rank"][-1]["known_false_before"] == 0
     assert all(row["known"] == 0 for row in found["pseudo"])
     assert found["calibration"]["source"].startswith("training questions")
+
+
+def test_scores_of_an_earlier_cross_encoder_are_left_out(folder: RunFolder) -> None:
+    """A new cross-encoder judged, and the run has not come to later stages since."""
+
+    def scored_by(cross: str, name: str) -> str:
+        identity = {"inputs": {"cross": cross}}
+        draft = Draft(folder.stages / f"{name}-{cross}", name, identity)
+        block = scored((2, [3, 0, 4], [0.9, 0.3, 0.6 if cross == "new" else 0.7]))
+        commit_block(draft.path, 0, {"table": block}, rows=1, key="", facts={})
+        version = draft.finish({})
+        folder.set_current(version)
+        return version.digest
+
+    def judged(name: str, scores: str) -> None:
+        old = folder.version(name)
+        identity = {**old.manifest["identity"], "inputs": {"scored": scores}}
+        artifacts.write_json(old.path / "manifest.json", {**old.manifest, "identity": identity})
+
+    judged("denoise", scored_by("new", "dual_0_train_scored"))
+    judged("augment", scored_by("old", "dual_1_unlabelled_scored"))
+    scored_by("old", "dual_0_dev_scored")
+    found = audit.audit(folder)
+    assert found["pseudo"] == []
+    assert found["removal"].keys() == {"train"}
+    assert found["of"].keys() == {"denoise"}
+    assert found["calibration"]["source"].startswith("training questions")
+    scored_by("new", "dual_0_dev_scored")
+    judged("augment", folder.version("dual_0_dev_scored").digest)
+    found = audit.audit(folder)
+    assert found["of"].keys() == {"denoise", "augment"}
+    assert found["calibration"]["source"].startswith("dev questions")
 
 
 def test_without_ce_scores_there_are_shares_and_examples(folder: RunFolder) -> None:

@@ -117,6 +117,38 @@ def test_what_ingest_refuses_is_refused_in_its_words(
     assert "And 1 more." in said
 
 
+def test_labels_that_teach_nothing_are_refused(
+    data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data.qrels["train"] = [(query, passage, 0) for query, passage, _ in data.qrels["train"]]
+    assert command("--data", data.write()) == 2
+    assert "train.tsv has no relevance above 0" in capsys.readouterr().err
+
+
+def test_titles_of_no_passage_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "collection.tsv": "1\ta passage\n", "para.title.txt": "9\ta title\n",
+        "queries.train.tsv": "4\ta question\n", "qrels.train.tsv": "4\t0\t1\t1\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert command("--data", tmp_path) == 2
+    assert "para.title.txt: no line names a passage" in capsys.readouterr().err
+
+
+def test_unlabelled_questions_that_were_asked_before_do_not_count(data: Data) -> None:
+    """One asks in the words of a test question, one repeats another."""
+    text = {row["_id"]: row["text"] for row in data.queries}
+    for row in data.queries:
+        row["text"] = {"free0": text["test0"].upper(), "free2": text["free1"]}.get(
+            row["_id"], row["text"]
+        )
+    found = {one.check: one.numbers for one in check(data.write(), recipe="small")}
+    assert found["unlabelled questions"] == {"questions": 8, "asked_before": 2}
+
+
 def test_nothing_is_left_behind(data: Data) -> None:
     before = sorted(data.write().rglob("*"))
     check(data.folder, recipe="small")

@@ -30,6 +30,7 @@ QUERIES = [
     {"_id": "q2", "text": "which year?", "metadata": {"answers": ["1973"]}},
     {"_id": "q3", "text": "and then?", "answers": ["1973"]},
     {"_id": "q4", "text": "why?"},
+    {"_id": "train-1", "text": "of another split", "answers": ["1973"]},
 ]
 
 
@@ -74,7 +75,7 @@ def test_any_measure_of_ir_measures(files: Files) -> None:
 
 def test_answer_recall(files: Files) -> None:
     """q1 has it at rank 2, in the text; q2's 1973 is at rank 2 too, as 21973 is another word; q3
-    is not in the run; q4 has no answers and does not count."""
+    is not in the run; q4 has no answers and does not count, nor does what nobody judged."""
     found = evaluate(files.run, files.qrels, answers=files.queries, corpus=files.corpus)
     ks = [f"answer_recall@{k}" for k in (5, 20, 100)]
     assert [found[name] for name in ks] == pytest.approx([2 / 3] * 3)
@@ -96,7 +97,10 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["--measure", "mrr10"], "measure 'mrr10' is unknown"),
         (["--answers", "queries.jsonl"], "--answers and --corpus go together"),
         (["--answers", "no.jsonl", "--corpus", "no.jsonl"], "no.jsonl: no such file"),
-        (["--answers", "corpus.jsonl", "--corpus", "corpus.jsonl"], "no question has `answers`"),
+        (
+            ["--answers", "corpus.jsonl", "--corpus", "corpus.jsonl"],
+            "no judged question has `answers`",
+        ),
     ],
 )
 def test_bad_options(

@@ -91,7 +91,11 @@ def test_names_of_ir_measures() -> None:
     assert found["nDCG@10"] == found["ndcg@10"]
 
 
-@pytest.mark.parametrize("name", ["mr@10", "mrr@x", "accuracy", "mrr 10", "", "mrr@0x1", "mrr@0"])
+NO_MEASURES = ["mr@10", "mrr@x", "accuracy", "mrr 10", "", "mrr@0x1", "mrr@0"]
+NO_CUTOFF, NO_PACKAGE, NO_MEAN = ["P", "Success"], ["RBP(p=0.8)", "alpha_nDCG@20"], ["NumRet"]
+
+
+@pytest.mark.parametrize("name", [*NO_MEASURES, *NO_CUTOFF, *NO_PACKAGE, *NO_MEAN])
 def test_unknown_measure(name: str) -> None:
     with pytest.raises(UserError, match=r"is unknown: use mrr@K, ndcg@K, recall@K, map@K, hit@K"):
         evaluate({}, {"q": {"a": 1}}, [name])

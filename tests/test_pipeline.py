@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray import calibration, cli, loop, pipeline, results
+from rocketray import artifacts, calibration, cli, loop, pipeline, results
 from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.errors import UserError
 from rocketray.formats.generated import words, write_generated
@@ -166,6 +166,23 @@ def test_metrics_are_shares(finished: Place) -> None:
 
 def test_the_same_command_again_makes_nothing(place: Place) -> None:
     assert remade(place.run()) == set()
+
+
+def test_a_deeper_trec_file_is_written(place: Place) -> None:
+    assert remade(place.run("evaluate.trec_depth=3")) == {"metrics"}
+    lines = (place.out / "runs" / "dual_2.trec").read_text().splitlines()
+    assert {line.split()[3] for line in lines} == {"1", "2", "3"}
+
+
+def test_promoted_passages_count_as_removed(place: Place) -> None:
+    def removed(*overrides: str) -> str:
+        place.run("denoise.negative_below=0.001", "denoise.positive_above=0.002", *overrides)
+        counts = dict(artifacts.read_json(place.out / "summary.json")["counts"])
+        return str(counts["negatives removed"])
+
+    before = removed()
+    assert ": 0 likely false" not in before
+    assert removed("denoise.promote=true") == before
 
 
 class Overtaken(Display):

@@ -26,6 +26,7 @@ from rocketray.pipeline import Reading, Ready, Tokens
 from rocketray.recipe import Recipe
 from rocketray.stages.ingest import Ids, shown
 from rocketray.tables import (
+    PURPOSES,
     SPLITS,
     Tables,
     as_version,
@@ -36,8 +37,6 @@ from rocketray.tables import (
 )
 from rocketray.verbs.lineage import Lineage
 from rocketray.workflow import Spec, Workflow
-
-PURPOSES = (*SPLITS, "unlabelled")
 
 
 def slug(name: str) -> str:
@@ -76,16 +75,22 @@ def check_data(out: Path, data: Path | None) -> None:
     """Before a folder is made for nothing.
 
     Raises:
-        UserError: no data set is named and the folder has none, or what is named is none.
+        UserError: no data set is named and the folder has none; what is named is none; or the
+            folder is a whole run's, whose models and row numbers go with its own tables.
     """
-    if data is not None:
-        open_dataset(fetched(data), train_required=False)
-        return
     folder = RunFolder(out)
     if storage.mirrored(folder.path):
         storage.check(folder.path)  # Within seconds, where a refresh is patient.
     folder.refresh()
-    if "passages" not in folder.current():
+    current = folder.current()
+    if data is not None:
+        open_dataset(fetched(data), train_required=False)
+        if "initial" in current:
+            raise UserError(
+                f"{folder} is the folder of a whole run and has its tables: leave --data out. Other"
+                " data want another folder, or `rocketray run` again."
+            )
+    elif "passages" not in current:
         raise UserError(
             f"{folder} holds no passages yet: add --data FOLDER (BEIR or MS MARCO layout) or --data"
             " FILE (.jsonl, .tsv or .txt: one passage a line)."
@@ -206,7 +211,7 @@ def ready(flow: Workflow, tables: Tables, model: Version) -> Ready:
         unit = "queries" if side == "query" else "passages"
         origin = table.name.removesuffix(unit).removesuffix("texts")  # "log_" of a file's questions
         name = f"{model.name}_{origin}{side}_tokens"
-        have = _tokens(flow.folder, table, reading)
+        have = _tokens(flow.folder, table, reading, name)
         found.append(have or reading.spec(name, table, unit))
     missing = [spec for spec in found if isinstance(spec, Spec)]
     made = iter(flow.bulk(*missing) if missing else ())
@@ -215,8 +220,11 @@ def ready(flow: Workflow, tables: Tables, model: Version) -> Ready:
     return Ready(tables, model, model, tokens, tokens)
 
 
-def _tokens(folder: RunFolder, table: Version, reading: Reading) -> Version | None:
-    """A store of this table that the model can read: the same ids, and not fewer."""
+def _tokens(folder: RunFolder, table: Version, reading: Reading, own: str) -> Version | None:
+    """A store of this table that the model can read: the same ids, and not fewer. Of several `own`,
+    or else that of the shortest texts: another model's store, made since, must not take the place
+    of the one that this model's embeddings were made from."""
+    found: list[tuple[bool, int, Version]] = []
     for name in folder.current():
         if not name.endswith("_tokens"):
             continue
@@ -224,15 +232,16 @@ def _tokens(folder: RunFolder, table: Version, reading: Reading) -> Version | No
         identity = version.manifest["identity"]
         told = dict(identity["recipe"])
         alike = told.pop("tokenizer_files") == reading.fingerprint
-        enough = told.pop("limit") >= reading.limit
+        limit = told.pop("limit")
+        enough = limit >= reading.limit
         if (
             alike
             and enough
             and told == reading.spaces
             and identity["inputs"]["table"] == table.digest
         ):
-            return version
-    return None
+            found.append((name != own, limit, version))
+    return min(found, key=lambda each: each[:2])[2] if found else None
 
 
 # ------------------------------------------------------------------------------------- questions
@@ -291,10 +300,12 @@ def run(flow: Workflow, tables: Tables, name: str, which: str | None) -> tuple[V
     """A run, and whose questions it answers: a TREC file, or a run of this folder by its name.
 
     Args:
-        which: of a file, the questions it is about; None: the data set's.
+        which: of a file, the questions it is about, and others in it are left out; None: the data
+            set's.
 
     Raises:
-        UserError: there is none, or it names what the tables do not have.
+        UserError: there is none, it names what the tables do not have, or `which` is told of a run
+            of this folder, which knows whose questions it answers.
     """
     if Path(name).is_file():
         everything = Questions("", tables.queries)
@@ -306,6 +317,11 @@ def run(flow: Workflow, tables: Tables, name: str, which: str | None) -> tuple[V
         raise UserError(
             f"--run {name!r}: no such file, and no such run in {folder} (there are:"
             f" {', '.join(known) or 'none; rocketray retrieve makes one'})."
+        )
+    if which:
+        raise UserError(
+            f"--queries {which!r} goes with a TREC file; {name} is a run of {folder} with questions"
+            " of its own. Leave it out."
         )
     version = folder.version(name)
     return version, _asked(folder, tables, version)
@@ -326,7 +342,8 @@ def _asked(folder: RunFolder, tables: Tables, run: Version) -> Questions:
     Raises:
         UserError: the tables have changed since; row numbers would name other rows.
     """
-    behind = Lineage(folder.stages).behind([run.path.name])
+    # Models come from tables, too: those that they learned from, whoever was asked afterwards.
+    behind = Lineage(folder.stages).behind([run.path.name], but=("model", "cross"))
     texts = [folder.version(name) for name in folder.current() if name.endswith("_texts")]
     found = [table for table in (tables.queries, *texts) if table.digest in behind]
     if not found or tables.passages.digest not in behind:
@@ -347,11 +364,17 @@ def _foreign(flow: Workflow, tables: Tables, path: Path, asked: Questions) -> Ve
             "file": artifacts.file_sha256(path),
             "queries": asked.texts.digest,
             "passages": tables.passages.digest,
+            **({"rows": asked.rows.digest} if asked.rows else {}),
         },
     }
 
     def make() -> list[artifacts.Parts]:
         table = read_run(path, ids_of(asked.texts, "qid"), ids_of(tables.passages, "pid"))
+        if asked.rows:
+            mine = np.isin(table["query"].to_numpy(), asked.rows.read()["query"].to_numpy())
+            table = table.filter(pa.array(mine))
+        if not len(table):
+            raise UserError(f"{path} holds none of the {asked.name} questions.")
         return [{artifacts.TABLE: table.slice(at, size)} for at in range(0, len(table), size)]
 
     return flow.small(f"{slug(str(path))}_trec", identity, make)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -166,17 +166,24 @@ def each(run: Version) -> Iterator[dict[str, Any]]:
 
 
 def write_examples(
-    path: Path, verdicts: Version, names: Names, positives: Mapping[int, Sequence[int]], most: int
-) -> dict[str, int]:
+    path: Path, verdicts: Version, names: Names, positives: Mapping[int, Sequence[int]], most: int,
+    teach: Container[int],
+) -> dict[str, int]:  # fmt: skip
     """Training examples, one JSON object a line and positive; how many of what.
 
     `query`, `positive`, `negatives` (texts, best ranked first, at most `most`), `scores` (ce_scores
     of the positive, null where nobody scored it, and of the negatives), and their ids. Questions
     without a positive or without a hard negative make none, and empty passages are neither.
+
+    Args:
+        teach: questions to learn from; the others are left out.
     """
-    counts = dict.fromkeys(("examples", "full", "no_positive", "no_negative"), 0)
+    counts = dict.fromkeys(("examples", "full", "no_positive", "no_negative", "left_out"), 0)
     with appearing(path) as attempt, attempt.open("w", encoding="utf-8", newline="\n") as file:
         for row in each(verdicts):
+            if row["query"] not in teach:
+                counts["left_out"] += 1
+                continue
             ce_scores = dict(zip(row["passages"], row["ce_scores"], strict=True))
             labelled = [*positives.get(row["query"], ()), *_of(row, Verdict.PSEUDO_POSITIVE)]
             chosen = list(filter(names.says_something, labelled))

@@ -7,7 +7,7 @@ manifests like a whole run, so the same call again goes on where it stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from rocketray.progress import Display
 from rocketray.recipe import Denoise as Rules
 from rocketray.schema import Verdict
 from rocketray.storage import shown
-from rocketray.tables import Tables, as_version
+from rocketray.tables import Tables, as_version, new_questions
 from rocketray.verbs import named, plain
 from rocketray.verbs.named import Questions
 from rocketray.verbs.plain import Names
@@ -161,6 +161,7 @@ def retrieve(
     """The k best passages of each question: a run, also as `runs/NAME.trec`."""
     with opened("retrieve", out, data, overrides, (), take_over, display) as (flow, tables):
         dual = named.dual(flow, model, overrides)
+        pipeline.check_index(flow, dual)
         asked = named.questions(flow, tables, queries)
         if asked.rows is None:
             raise ValueError("questions without rows come from a foreign run, and are not asked.")
@@ -237,8 +238,10 @@ def denoise(
             f"{scored.name}_denoised", scored, positives, _uncalibrated(flow)
         )
         (verdicts,) = flow.bulk(spec)
-        known = schema.positives_of(judged)
-        _examples(flow, tables, asked, verdicts, known, negatives, to)
+        train = tables.qrels.get("train")
+        known = schema.positives_of(train.read()) if train else {}
+        left_out = "questions of other splits than train, which never teach"
+        _examples(flow, tables, asked, verdicts, known, known, left_out, negatives, to)
     return verdicts
 
 
@@ -259,7 +262,11 @@ def augment(
         hidden = tables.qrels.get("hidden") if asked.are_of(tables) else None
         for label, value in results.pseudo_labels(verdicts, hidden):
             flow.display.say(f"  {label:<32} {value}")
-        _examples(flow, tables, asked, verdicts, {}, negatives, to)
+        new = new_questions(
+            tables.queries, tables.qrels, None if asked.are_of(tables) else asked.texts
+        )
+        left_out = "questions with labels, or asked before in the same words"
+        _examples(flow, tables, asked, verdicts, {}, set(new.tolist()), left_out, negatives, to)
     return verdicts
 
 
@@ -276,6 +283,7 @@ def index(
     options = (f"retrieve.index={json.dumps(factory)}",)
     with opened("index", out, data, overrides, options, take_over, display) as (flow, tables):
         dual = named.dual(flow, model, overrides)
+        pipeline.check_index(flow, dual)
         plan(
             flow, model=described(dual), encode=size(tables.passages, "passages"), index=factory
         )  # fmt: skip
@@ -367,16 +375,20 @@ def _measured(
 
 def _examples(
     flow: Workflow, tables: Tables, asked: Questions, verdicts: Version,
-    positives: Mapping[int, Sequence[int]], negatives: int, to: Path | None,
+    positives: Mapping[int, Sequence[int]], teach: Container[int], left_out: str, negatives: int,
+    to: Path | None,
 ) -> None:  # fmt: skip
-    """The table of verdicts, what was removed, and the file of examples."""
+    """The table of verdicts, what was removed, and the file of examples, of those questions that
+    may teach (`left_out` says who the others are)."""
     labelled = [passage for query in positives for passage in positives[query]]
     names = Names(asked.texts, tables.passages, verdicts, texts=True, also=labelled)
     flow.display.show(verdict_table(plain.judged(verdicts), verdicts.rows))
     _show_removed(flow, verdicts, names)
     path = storage.locate(to or flow.folder.path / "examples" / f"{verdicts.name}.jsonl")
-    counts = plain.write_examples(path, verdicts, names, positives, negatives)
+    counts = plain.write_examples(path, verdicts, names, positives, negatives, teach)
     times(flow)
+    if counts["left_out"]:
+        flow.display.say(f"left out of the examples: {counts['left_out']:,} {left_out}")
     flow.display.say(
         f"examples: {shown(path)}  {counts['examples']:,}, of which {counts['full']:,} have all"
         f" {negatives} negatives; no positive: {counts['no_positive']:,} questions, no hard"

@@ -19,6 +19,7 @@ from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.evaluation import evaluate
 from rocketray.formats.examples_file import open_examples
+from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.progress import Display
 from rocketray.schema import Verdict, positives_of
@@ -50,6 +51,19 @@ def test_ingest_says_what_there_is(place: Place) -> None:
     assert "40 passages in 3 blocks" in printed
     assert re.search("empty passages +1 of 40", printed)
     assert re.search("train +16 judgements", printed)
+
+
+def test_a_split_that_the_data_have_no_more_is_forgotten(place: Place) -> None:
+    """Its judgements would name rows of other tables."""
+    assert {"qrels_test", "test_queries"} <= stages(place.out).keys()
+    (place.data / "qrels" / "test.tsv").unlink()
+    (place.data / "qrels" / "dev.tsv").unlink()
+    place.do(work.ingest, data=place.data)
+    names = stages(place.out).keys()
+    assert {"qrels_train", "train_queries", "unlabelled_queries"} <= names
+    assert names.isdisjoint({"qrels_test", "test_queries", "qrels_dev", "dev_queries"})
+    with pytest.raises(UserError, match=r"--queries 'test'.*there are: train, unlabelled"):
+        place.do(work.retrieve, model=str(place.told), queries="test")
 
 
 def test_a_corpus_alone_is_enough(place: Place) -> None:
@@ -259,6 +273,59 @@ def test_augment_labels_the_best(place: Place) -> None:
     assert len(rows(place.folder / "x.jsonl")) <= labelled
 
 
+def test_only_training_questions_teach(place: Place) -> None:
+    """A run of another tool answers all questions, and `test-0` is judged."""
+    run = place.folder / "all.trec"
+    qids = ["train-0", "train-1", "dev-0", "test-0"]
+    run.write_text("".join(f"{q} Q0 p{n} 1 {9 - n} x\n" for q in qids for n in range(6)))
+    verdicts, printed = place.do(
+        work.denoise, run=str(run), model=str(place.cross), negative_below=0.9,
+        positive_above=0.95, to=place.folder / "x.jsonl",
+    )  # fmt: skip
+    assert verdicts.rows == 4
+    assert {row["qid"] for row in rows(place.folder / "x.jsonl")} == {"train-0", "train-1"}
+    assert "left out of the examples: 2 questions of other splits than train" in printed
+
+
+def test_a_pair_of_two_files_is_one_example(place: Place) -> None:
+    train = (place.data / "qrels" / "train.tsv").read_text().splitlines()
+    with (place.data / "qrels" / "dev.tsv").open("a") as file:
+        file.write(train[1] + "\n")
+    run = place.folder / "all.trec"
+    run.write_text("".join(f"train-0 Q0 p{n} 1 {9 - n} x\n" for n in range(6)))
+    place.do(
+        work.denoise, data=place.data, run=str(run), model=str(place.cross), negative_below=0.9,
+        positive_above=0.95, to=place.folder / "x.jsonl",
+    )  # fmt: skip
+    assert len(rows(place.folder / "x.jsonl")) == 1
+
+
+def test_what_was_asked_before_gets_no_pseudo_label(place: Place) -> None:
+    """A log repeats a test question in other letters, and one of its own."""
+    said = {row["_id"]: row["text"] for row in rows(place.data / "queries.jsonl")}
+    asked = place.folder / "log.txt"
+    asked.write_text(f"{said['test-0'].upper()}\nwhat is new\nWhat is new?\n")
+    run, _ = place.do(work.retrieve, model=str(place.told), queries=str(asked), k=5)
+    _, printed = place.do(
+        work.augment, run=run.name, model=str(place.cross), negative_below=0.9999,
+        positive_above=0.99999, to=place.folder / "x.jsonl",
+    )  # fmt: skip
+    assert "left out of the examples: 2 questions with labels, or asked before" in printed
+
+
+def test_a_split_of_a_file(place: Place) -> None:
+    run = place.folder / "all.trec"
+    qids = ["train-0", "dev-0", "test-0"]
+    run.write_text("".join(f"{q} Q0 p1 1 1.0 x\n" for q in qids))
+    scored, _ = place.do(work.score, run=str(run), queries="dev", model=str(place.cross))
+    qid = RunFolder.open(place.out).version("queries").read()["qid"].to_pylist().index("dev-0")
+    assert scored.read()["query"].to_pylist() == [qid]
+    with pytest.raises(UserError, match="holds none of the unlabelled questions"):
+        place.do(work.score, run=str(run), queries="unlabelled", model=str(place.cross))
+    with pytest.raises(UserError, match=r"--queries 'dev' goes with a TREC file.*Leave it out"):
+        place.do(work.score, run="told_test_top10", queries="dev", model=str(place.cross))
+
+
 def test_unjudged_questions_are_for_augment(place: Place) -> None:
     asked = place.folder / "log.txt"
     asked.write_text("a question\n")
@@ -268,6 +335,22 @@ def test_unjudged_questions_are_for_augment(place: Place) -> None:
 
 
 # ---- index
+
+
+def test_an_index_that_faiss_does_not_know_is_refused_before_anything_is_encoded(
+    place: Place,
+) -> None:
+    before = stages(place.out)
+    for verb, more in ((work.index, {"factory": "IFV64"}), (work.retrieve, {})):
+        with pytest.raises(UserError, match="IFV64"):
+            place.do(verb, "retrieve.index=IFV64", model=str(place.bare), **more)
+    assert stages(place.out).keys() - before.keys() == {"bare_model_v1"}
+
+
+def test_the_recall_of_a_verbs_index_is_told(place: Place) -> None:
+    _, printed = place.do(work.retrieve, "retrieve.index=Flat", model=str(place.told), k=7)
+    assert "told_index" in printed
+    assert "finds 100.0% of the 7 nearest passages" in printed
 
 
 def test_index_opens_in_faiss(place: Place) -> None:
@@ -298,6 +381,39 @@ def test_a_runs_own_models_tables_and_embeddings_are_used(place: Place, whole: P
     place.do(work.score, out=whole, run="dual_1_dev_top5", model="cross", k=5)
     same = {name: folder for name, folder in stages(whole).items() if name in before}
     assert same == before
+
+
+def test_a_log_asked_by_a_runs_own_models_stays_a_log(place: Place, whole: Path) -> None:
+    """Its models have learned from the data set's questions; its rows are others."""
+    asked = place.folder / "log.txt"
+    asked.write_text("a question\nanother question\n")
+    place.do(work.retrieve, out=whole, model="dual_1", queries=str(asked), k=3)
+    scored, printed = place.do(work.score, out=whole, run="dual_1_log_top3", model="cross")
+    hits = measures.read_run(whole / "runs" / f"{scored.name}.trec")
+    assert list(hits) == ["log.txt:1", "log.txt:2"]
+    assert "judged questions" not in printed
+    for run in ("dual_1_log_top3", scored.name):
+        with pytest.raises(UserError, match="nobody judged its questions"):
+            place.do(work.denoise, out=whole, run=run, model="cross")
+
+
+def test_other_data_do_not_replace_a_runs_tables(place: Place, whole: Path) -> None:
+    before = stages(whole)
+    with pytest.raises(UserError, match="folder of a whole run and has its tables: leave --data"):
+        place.do(work.encode, out=whole, data=place.data, model=str(place.told))
+    assert stages(whole) == before
+
+
+def test_a_longer_store_of_tokens_takes_no_others_place(place: Place, whole: Path) -> None:
+    """`a_longer_model_...` stands before `passage_tokens`, and holds all that dual_1 reads."""
+    longer = place.folder / "a longer model"
+    cross = CrossEncoder.open(whole / "models" / "cross")
+    cross.length = 64
+    cross.save(longer)
+    place.do(work.score, out=whole, run="dual_0_dev", model=str(longer), k=2)
+    assert "a_longer_model_passage_tokens" in stages(whole)
+    _, printed = place.do(work.encode, out=whole, model="dual_1")
+    assert re.search(r"dual_1_embeddings +finished before, skipped", printed)
 
 
 def test_a_models_copy_in_the_folder_is_the_model(place: Place, whole: Path) -> None:
