@@ -314,7 +314,7 @@ def table(recipe: Recipe, ready: Ready) -> Table:
     """What is to come, as far as it can be known: pseudo labels are not counted."""
     actors, workers = recipe.cluster.bulk.actors, recipe.cluster.train.workers
     bulk = "this process" if actors == 0 else f"{actors or 'all CPUs'}"
-    train = "this process" if workers == 0 else f"{workers}"
+    train = "this process" if workers == 0 else f"{workers or 'one on each GPU, else two'}"
     title = f"plan (workers: bulk stages {bulk}, training {train})"
     shown = Table(title=title, title_justify="left")
     for name in ("stage", "how", "rows", "blocks"):
