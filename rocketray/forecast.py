@@ -226,8 +226,7 @@ def limits(task: Task, fleet: Fleet, found: Sequence[Time]) -> Iterator[str]:
         idle = [f"{time.stage} ({time.workers})" for time in found if time.bound == bound]
         if idle:
             yield f"More workers than {bound} in {', '.join(idle)}: see {field}."
-    tokens = counts.passages * counts.passage_tokens * 2
-    if tokens > 10 * GB:
+    if (tokens := task.token_bytes) > 10 * GB:
         yield f"Every node that scores or trains keeps {tokens / GB:,.0f} GB of tokens on its disk."
     group = recipe.blocks.passage_group * task.dual.width * 4
     if 0 < fleet.machine.memory < 2 * group:

@@ -201,7 +201,8 @@ class Task:
         return self.counts.passages * self.counts.passage_tokens * TEXT_BYTES
 
     @property
-    def _token_bytes(self) -> float:
+    def token_bytes(self) -> float:
+        """Of the corpus, on every node that scores or trains."""
         return self.counts.passages * self.counts.passage_tokens * self._id_bytes
 
     @property
@@ -242,7 +243,7 @@ class Task:
         efforts: dict[Effort, float] = {"score": pairs * self._pair}
         blocks = math.ceil(questions / self.recipe.blocks.queries)
         return Work(stage, pairs, "pairs", efforts, blocks, f"score {depth} each",
-                    reads=self._token_bytes, writes=pairs * (PAIR_BYTES + RUN_BYTES))  # fmt: skip
+                    reads=self.token_bytes, writes=pairs * (PAIR_BYTES + RUN_BYTES))  # fmt: skip
 
     def dual_step(self, name: str, rows: int) -> Work:
         told: FirstStep | HardStep = getattr(self.recipe.steps, name)
@@ -290,7 +291,7 @@ class Task:
             # Around a ring, each worker sends twice what is reduced, and what is gathered twice:
             # there in the forward pass, and back in backward.
             sent=2 * (4.0 * parameters + gathered),
-            reads=self._token_bytes,
+            reads=self.token_bytes,
             writes=COPIES * 4.0 * parameters,
         )  # fmt: skip
 
@@ -314,7 +315,7 @@ def table(recipe: Recipe, ready: Ready) -> Table:
     """What is to come, as far as it can be known: pseudo labels are not counted."""
     actors, workers = recipe.cluster.bulk.actors, recipe.cluster.train.workers
     bulk = "this process" if actors == 0 else f"{actors or 'all CPUs'}"
-    train = "this process" if workers == 0 else f"{workers}"
+    train = "this process" if workers == 0 else f"{workers or 'one on each GPU, else two'}"
     title = f"plan (workers: bulk stages {bulk}, training {train})"
     shown = Table(title=title, title_justify="left")
     for name in ("stage", "how", "rows", "blocks"):

@@ -78,7 +78,9 @@ def probe(
     """Measure this machine with some of a data set, in a folder that somebody else removes."""
     gpu = device().type == "cuda"
     cpus = os.cpu_count() or 1
-    workers = 1 if gpu else min(cpus, max(recipe.cluster.train.workers, 1))
+    gpus = torch.cuda.device_count() if gpu else 0
+    trainers = recipe.cluster.train.workers_on(gpus) or 1
+    workers = 1 if gpu else min(cpus, trainers)
     sizes = _sizes(recipe, counts, dual, cross, workers)
     _sample(dataset, folder / "sample", sizes)
     told = _shortened(recipe, sizes, max(1, cpus // workers))
@@ -90,12 +92,12 @@ def probe(
         "this machine", cpus,
         {effort: statistics.mean(rates[effort] for rates in found) for effort in found[0]},
         network=math.inf, pool_seconds=KEPT_SECONDS,
-        gpus=torch.cuda.device_count() if gpu else 0,
+        gpus=gpus,
         gpu=torch.cuda.get_device_name() if gpu else "",
     )  # fmt: skip
     query_tokens, passage_tokens = answers[0][1]
     bulk = recipe.cluster.bulk.actors
-    fleet = Fleet(machine, 1, recipe.cluster.train.workers or 1, 1 if bulk == 0 else bulk)
+    fleet = Fleet(machine, 1, trainers, 1 if bulk == 0 else bulk)
     return Found(fleet, replace(counts, query_tokens=query_tokens, passage_tokens=passage_tokens))
 
 

@@ -453,8 +453,10 @@ class Reserved(Model):
 
 
 class TrainCluster(Reserved):
-    workers: Count = 2
-    """Ray Train workers; 0 trains in this process without Ray."""
+    workers: Count | None = None
+    """Ray Train workers; 0 trains in this process without Ray. Null: one on each GPU that is there
+    as training begins, without GPUs two, and `min_workers` at least. Where machines come when they
+    are asked for, say how many."""
     min_workers: Positive | None = None
     """Elastic training: go on with as few as this when machines are lost, grow back to `workers`
     when they come. Null: always exactly `workers`."""
@@ -467,9 +469,15 @@ class TrainCluster(Reserved):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.min_workers is not None and self.min_workers > self.workers:
+        if self.workers is not None and (self.min_workers or 0) > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) is above workers ({self.workers})")
         return self
+
+    def workers_on(self, gpus: int) -> int:
+        """`workers`, where so many GPUs are there for them."""
+        if self.workers is not None:
+            return self.workers
+        return max(gpus or 2, self.min_workers or 1)
 
 
 class BulkCluster(Reserved):

@@ -209,6 +209,15 @@ def test_limits_are_named() -> None:
     assert not forecast.told(small, machines.fleet("g6.xlarge"))["limits"]
 
 
+def test_ids_of_a_large_vocabulary_take_four_bytes() -> None:
+    """XLM-R's 250,002 words: 10^9 passages of 80 tokens."""
+    huge = task(replace(MARCO, passages=10**9))
+    huge = replace(huge, dual=replace(huge.dual, vocabulary=250_002))
+    assert by_stage(huge)["passage_tokens"].writes == 320 * 10**9
+    said = " ".join(forecast.told(huge, machines.fleet("p5.48xlarge"))["limits"])
+    assert "320 GB of tokens" in said
+
+
 def test_without_bfloat16_training_is_in_float32() -> None:
     rates = machines.MACHINES["g4dn.xlarge"].rates
     assert rates["train_dual"] == rates["train_cross"] == pytest.approx(0.6 * 8.1e12)

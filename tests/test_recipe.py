@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rocketray.errors import UserError
-from rocketray.recipe import Recipe, dump, load, names
+from rocketray.recipe import Recipe, TrainCluster, dump, load, names
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -119,6 +119,22 @@ def test_wrong_fields(override: str, message: str) -> None:
     assert message in found
 
 
+@pytest.mark.parametrize(
+    ("told", "gpus", "workers"),
+    [
+        ({}, 0, 2),
+        ({}, 1, 1),
+        ({}, 8, 8),
+        ({"min_workers": 4}, 1, 4),
+        ({"min_workers": 4}, 8, 8),
+        ({"workers": 3}, 8, 3),
+        ({"workers": 0}, 8, 0),
+    ],
+)
+def test_training_takes_the_gpus_there_are(told: dict[str, int], gpus: int, workers: int) -> None:
+    assert TrainCluster(**told).workers_on(gpus) == workers
+
+
 def test_every_wrong_field_is_named() -> None:
     found = refused("tiny", "sed=3", "evaluate.k=0").splitlines()
     assert len(found) == 2
@@ -161,7 +177,7 @@ def test_off_is_a_field_although_yaml_reads_false(tmp_path: Path) -> None:
     [
         ("steps.dual_0.loss.kl=1", "loss.kl needs ce_scores"),
         ("steps.dual_0.mask_ce_above=0.9", "mask_ce_above needs ce_scores"),
-        ("cluster.train.min_workers=8", r"min_workers \(8\) is above workers \(2\)"),
+        ("cluster.train={workers: 2, min_workers: 8}", r"min_workers \(8\) is above workers \(2\)"),
         ("cluster.bulk.accelerator=H100", "accelerator 'H100' is a GPU's: set gpus to true, too"),
         ("steps.dual_1.loss.contrastive=0", "nothing to train for"),
         ("retrieve.probe=8", "probe is an index's: set retrieve.index, too"),

@@ -22,8 +22,11 @@ class Double:
     code = 1
     made: list[Any] = []  # noqa: RUF012  (counts over instances, within this process)
 
-    def __init__(self, *, factor: int = 2, table: str | None = None, place: str = "") -> None:
+    def __init__(
+        self, *, factor: int = 2, table: str | None = None, place: str = "", gpu: bool | None = None
+    ) -> None:
         self.factor = factor
+        self.told = gpu
         self.table = Version.open(table) if table else None
 
     def __call__(self, item: Any) -> Made:
@@ -35,6 +38,16 @@ class Double:
             raise RuntimeError("a bug")
         doubled = pa.table({"n": pa.array([self.factor * n for n in numbers], pa.int64())})
         return Made({"table": doubled}, len(numbers), {"numbers": len(numbers)})
+
+
+class Placed(Double):
+    """Says whether a GPU is its own."""
+
+    gpu = True
+
+    def __call__(self, item: Any) -> Made:
+        made = super().__call__(item)
+        return Made(made.parts, made.rows, {"gpu": self.told})
 
 
 class Slow(Double):

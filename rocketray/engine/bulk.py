@@ -6,7 +6,7 @@ per block:
     class Encode:
         code = 1                                     # raised when its results change
         light = False                                # a block takes a fraction of a second
-        gpu = True                                   # it computes on a GPU, where it has one
+        gpu = True                                   # it is told `gpu`: whether one is its own
         def __init__(self, *, model: str, ...): ...  # heavy state, from paths and plain values
         def __call__(self, item) -> Made: ...        # one block: parts, rows, facts
 
@@ -27,7 +27,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,11 +136,14 @@ class Worker:
     def _stage(self, number: int) -> Stage:
         if number not in self.stages:
             job = self.jobs[number]
-            self.stages = {number: job.stage(**job.settings)}  # One model at a time.
+            self.stages.clear()  # First: two models may be one too many.
+            self.stages[number] = job.stage(**job.settings)
         return self.stages[number]
 
     def _careful(self, job: Job, block: int) -> Made:
-        self.stages = {}  # The child needs the room.
+        self.stages.clear()  # The child needs the room, and on a GPU all of it.
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()
         made, left_out = poison.careful(job, block)
         facts = {**made.facts, "quarantined": left_out} if left_out else made.facts
         return Made(made.parts, made.rows, facts)
@@ -218,7 +221,8 @@ def run_jobs(
     """
     work = [(number, block) for number, job in enumerate(jobs) for block in job.todo()]
     here = cluster.bulk.actors == 0 or all(job.is_quick for job in jobs)
-    with closing(_here(jobs, work) if here else _on_ray(jobs, work, cluster, say)) as receipts:
+    receipts = _here(jobs, work, cluster) if here else _on_ray(jobs, work, cluster, say)
+    with closing(receipts):
         for receipt in receipts:
             if receipt.error:
                 raise UserError(receipt.error)
@@ -227,8 +231,10 @@ def run_jobs(
             done(receipt)
 
 
-def _here(jobs: Sequence[Job], work: Sequence[tuple[int, int]]) -> Generator[Receipt, None, None]:
-    worker = Worker(jobs)
+def _here(
+    jobs: Sequence[Job], work: Sequence[tuple[int, int]], cluster: Cluster
+) -> Generator[Receipt, None, None]:
+    worker = Worker(_placed(jobs, cluster.bulk.gpus))
     for job, block in work:
         yield worker.make(job, block)
 
@@ -275,6 +281,7 @@ def _pool(
     asked = asked_by(cluster.bulk)
     if not any(getattr(job.stage, "gpu", False) for job in jobs):
         asked = {"CPU": asked["CPU"]}
+    jobs = _placed(jobs, "GPU" in asked)
     cure = "cluster.bulk.gpus=false" if "GPU" in asked else "cluster.bulk.actors=0"
     room = Room("bulk worker", asked, 1, cure)
     room.wait(cluster, say)
@@ -302,6 +309,16 @@ def _pool(
                 block_seconds=receipt.seconds,
             )  # fmt: skip
             yield receipt
+
+
+def _placed(jobs: Sequence[Job], gpu: bool | None) -> list[Job]:
+    """What computes on a GPU hears whether it has one: Ray hides none from those without."""
+    return [
+        replace(job, settings={**job.settings, "gpu": gpu})
+        if getattr(job.stage, "gpu", False)
+        else job
+        for job in jobs
+    ]
 
 
 def _on_tasks(jobs: Sequence[Job], most: int) -> dict[str, Any]:

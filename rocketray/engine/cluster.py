@@ -50,6 +50,9 @@ def connect(cluster: Cluster) -> None:
         ray.init(
             address="local",
             num_cpus=_logical_cpus(cluster),
+            # Ray would count those that a driver tells of, and a Mac's, also where this torch can
+            # use none of them.
+            num_gpus=_gpus(),
             # Without a dashboard Ray Train's cleaner prints an error every second.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -72,8 +75,15 @@ def _sigterm_stays() -> Iterator[None]:
 def _logical_cpus(cluster: Cluster) -> int:
     """Those that this machine's own Ray counts: a pool larger than the machine must start all the
     same, or it waits for ever (an actor pool holds its CPUs for the whole stage)."""
-    train = cluster.train.workers * cluster.train.cpus
+    train = cluster.train.workers_on(0) * cluster.train.cpus
     return max(os.cpu_count() or 1, train, (cluster.bulk.actors or 1) * cluster.bulk.cpus)
+
+
+def _gpus() -> int:
+    """Those of this machine that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _address(cluster: Cluster) -> str | None:

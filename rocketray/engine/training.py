@@ -24,8 +24,9 @@ from rocketray.engine.cluster import SHARED, Room, asked_by, connect, sees
 from rocketray.engine.metrics import TrainMetrics
 from rocketray.errors import UserError
 from rocketray.model.gather import told_by_workers
+from rocketray.model.inference import device
 from rocketray.model.trainer import Job, Result, check, train
-from rocketray.recipe import Cluster
+from rocketray.recipe import Cluster, TrainCluster
 
 
 def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Result:
@@ -41,15 +42,18 @@ def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Resul
     job = replace(job, threads=cluster.train.threads, trackers=cluster.train.trackers)
     check(job)
     if cluster.train.workers == 0:
-        return train(replace(job, threads=job.threads or os.cpu_count()))
+        job = replace(job, threads=job.threads or os.cpu_count())
+        return train(job, device=device(cluster.train.gpus))
     connect(cluster)
-    room = _room(cluster)
+    asked = asked_by(cluster.train)
+    workers = _workers(cluster.train, asked)
+    room = _room(cluster.train, workers, asked)
     room.wait(cluster, say)
     for told in (_refusal(job), _begun(job)):
         storage.remove(told)
     try:
         with room.watched(lambda: storage.fetch(_begun(job)), say):
-            answer = _fit_on_ray(job, cluster, room.asked)
+            answer = _fit_on_ray(job, cluster.train, workers, asked)
     finally:
         storage.remove(_begun(job))
     if "error" in answer:
@@ -57,13 +61,16 @@ def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Resul
     return Result(**answer)
 
 
-def _room(cluster: Cluster) -> Room:
+def _workers(told: TrainCluster, asked: Mapping[str, float]) -> int:
+    """How many: as many as find a GPU now, where nobody says."""
+    return told.workers_on(_room(told, 1, asked).now() if "GPU" in asked else 0)
+
+
+def _room(told: TrainCluster, workers: int, asked: Mapping[str, float]) -> Room:
     """What the workers ask for: all of them at once, or the fewest that training goes on with."""
-    told = cluster.train
-    asked = asked_by(told)
     on_cpus = " or cluster.train.gpus=false" if "GPU" in asked else ""
     cure = f"fewer cluster.train.workers{on_cpus}"
-    return Room("training worker", asked, told.min_workers or told.workers, cure)
+    return Room("training worker", asked, told.min_workers or workers, cure)
 
 
 def _begun(job: Job) -> Path:
@@ -76,7 +83,9 @@ def _refusal(job: Job) -> Path:
     return job.out / "refused.txt"
 
 
-def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[str, Any]:
+def _fit_on_ray(
+    job: Job, told: TrainCluster, workers: int, asked: Mapping[str, float]
+) -> dict[str, Any]:
     from ray.train import (
         FailureConfig,
         LoggingConfig,
@@ -88,7 +97,7 @@ def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[
 
     from rocketray.engine.group import GroupConfig
 
-    workers, fewest = cluster.train.workers, cluster.train.min_workers
+    fewest = told.min_workers
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job},
@@ -101,7 +110,7 @@ def _fit_on_ray(job: Job, cluster: Cluster, asked: Mapping[str, float]) -> dict[
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(Path(job.out).absolute()),
-            failure_config=FailureConfig(max_failures=cluster.train.retries),
+            failure_config=FailureConfig(max_failures=told.retries),
             logging_config=LoggingConfig("ERROR"),
         ),
     )
@@ -117,10 +126,16 @@ def _reason(job: Job, failure: Exception) -> str:
     """Why a worker refused, where a refusal is what ended training; else Ray's failure stands."""
     if storage.fetch(_refusal(job)):
         return _refusal(job).read_text(encoding="utf-8")
-    for error in getattr(failure, "worker_failures", {}).values():
+    for error in _errors(failure):
         if isinstance(error, UserError):  # From where nothing can be written down.
             return str(error)
     raise failure
+
+
+def _errors(failure: Exception) -> list[Exception]:
+    """What ended the workers, or what ended Ray's work on them."""
+    of_workers = getattr(failure, "worker_failures", {}).values()
+    return [*of_workers, getattr(failure, "controller_failure", failure)]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ rows is a few tokens in a thousand.
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,25 @@ Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(gpu: bool | None = None) -> torch.device:
+    """Where a model computes: on a GPU, where there is one.
+
+    Args:
+        gpu: true must have one; false leaves to others those that this process can see.
+
+    Raises:
+        UserError: torch cannot use the GPU that this process was given.
+    """
+    if gpu is not False and torch.cuda.is_available():
+        return torch.device("cuda", 0)  # Ray shows a worker its own alone.
+    if gpu:
+        cuda = torch.version.cuda
+        needs = f"NVIDIA's driver for CUDA {cuda} or later" if cuda else "a torch built with CUDA"
+        raise UserError(
+            f"torch finds no GPU on {socket.gethostname()}, where one was asked for: it needs"
+            f" {needs} there. Or set cluster.bulk.gpus=false and cluster.train.gpus=false."
+        )
+    return torch.device("cpu")
 
 
 def choose_precision(place: torch.device) -> Precision:
@@ -86,8 +104,10 @@ class Choices:
 class Passes:
     """Forward passes of one model over many rows."""
 
-    def __init__(self, told: Precision = "float32", choices: Choices | None = None) -> None:
-        self.place = device()
+    def __init__(
+        self, told: Precision = "float32", choices: Choices | None = None, gpu: bool | None = None
+    ) -> None:
+        self.place = device(gpu)
         self.choices = choices or Choices()
         self.precision: Precision = told
         if told == "auto":
@@ -196,6 +216,7 @@ class Encoder:
         side: Literal["query", "passage"],
         precision: Precision = "float32",
         choices: Choices | None = None,
+        gpu: bool | None = None,
     ) -> None:
         self.model, self.side = model, side
         self.tower, self.how = (
@@ -203,7 +224,7 @@ class Encoder:
             if side == "query"
             else (model.passage, (model.passage_length, model.passage_prompt))
         )
-        self.passes = Passes(precision, choices)
+        self.passes = Passes(precision, choices, gpu)
         self.passes.prepare(model, self.tower)
 
     def __call__(self, assembler: Assembler, store: TokenStore, rows: np.ndarray) -> np.ndarray:
@@ -236,11 +257,12 @@ class Scorer:
     """A cross-encoder, ready for many pairs. The model is changed in place."""
 
     def __init__(
-        self, model: CrossEncoder, precision: Precision = "float32", choices: Choices | None = None
-    ) -> None:
+        self, model: CrossEncoder, precision: Precision = "float32", choices: Choices | None = None,
+        gpu: bool | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.encoder = model.model.base_model
-        self.passes = Passes(precision, choices)
+        self.passes = Passes(precision, choices, gpu)
         self.passes.prepare(model, self.encoder)
 
     def __call__(

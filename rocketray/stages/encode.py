@@ -24,9 +24,10 @@ class Encode:
     def __init__(
         self, *, model: str, tokens: str, precision: Precision = "auto",
         storage: Literal["float32", "float16"] = "float32", choices: str | None = None,
+        gpu: bool | None = None,
     ) -> None:  # fmt: skip
         dual = DualEncoder.open(f"{model}/model")
-        self.encode = Encoder(dual, "passage", precision, Choices(choices))
+        self.encode = Encoder(dual, "passage", precision, Choices(choices), gpu)
         self.size = dual.size
         self.assembler = Assembler(Tokenizer(dual.tokenizer_folder))
         self.tokens = TokenStore(tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -432,7 +433,12 @@ class Ingest:
 
     def __call__(self, item: Cut) -> Made:
         titles = [item.titles.path, item.titles.index] if item.titles else []
-        storage.fetch_all([item.path, *titles])
+        read = [item.path, *titles]
+        if gone := set(read) - set(storage.fetch_all(read)):
+            raise UserError(
+                f"{socket.gethostname()} does not see {storage.shown(min(gone))}: the data must be"
+                " on storage that every node sees under one path, or on object storage."
+            )
         found = self.ingest(item)
         facts = {**found.counts, "problems_kept": [list(problem) for problem in found.problems]}
         parts = {"table": found.table, "hashes": found.hashes}

@@ -14,7 +14,7 @@ import torch
 from rocketray.artifacts import Made, Version
 from rocketray.model import index
 from rocketray.model.dual_encoder import DualEncoder
-from rocketray.model.inference import device, encode_queries
+from rocketray.model.inference import Encoder
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.model.top_k import CPU, GPU, Block, in_order, scores_of, top_k
 from rocketray.schema import RUN
@@ -46,10 +46,12 @@ class Retrieve:
 
     def __init__(
         self, *, model: str, queries: str, query_tokens: str, embeddings: str, k: int,
-        indexes: str | None = None, probe: int | None = None,
+        indexes: str | None = None, probe: int | None = None, gpu: bool | None = None,
     ) -> None:  # fmt: skip
-        self.model = DualEncoder.open(f"{model}/model").to(device()).eval()
-        self.assembler = Assembler(Tokenizer(self.model.tokenizer_folder))
+        dual = DualEncoder.open(f"{model}/model")
+        self.encode = Encoder(dual, "query", gpu=gpu)
+        self.place = self.encode.passes.place
+        self.assembler = Assembler(Tokenizer(dual.tokenizer_folder))
         self.queries = Version.open(queries)
         self.tokens = TokenStore(query_tokens)
         self.embeddings = Version.open(embeddings)
@@ -77,10 +79,10 @@ class Retrieve:
 
     def _search(self, item: Cell, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores and passages, best first; where a list is shorter, its rest is passage -1."""
-        q_QD = encode_queries(self.model, self.assembler, self.tokens, rows)
+        q_QD = self.encode(self.assembler, self.tokens, rows)
         self._open(item)
         if self.index is None:
-            tiling = GPU if device().type == "cuda" else CPU
+            tiling = GPU if self.place.type == "cuda" else CPU
             return top_k(q_QD, self.blocks, self.k, tiling)
         found_Qk = index.search(self.index, q_QD, self.k)
         return in_order(scores_of(q_QD, self.blocks, found_Qk), found_Qk, self.k)
@@ -93,16 +95,15 @@ class Retrieve:
         self.blocks, self.index = [], None  # Before the next: memory may not hold two groups.
         for block in self.embeddings.blocks[slice(*item["group"])]:
             array = self.embeddings.array(block.number, "embeddings")
-            self.blocks.append((block.first_row, array if self.indexes else _near(array)))
+            self.blocks.append((block.first_row, array if self.indexes else self._near(array)))
         if self.indexes:
             self.index = index.from_array(self.indexes.array(item["number"], "index"))
             index.set_probe(self.index, self.probe)
         self.opened = item["group"]
 
-
-def _near(array: np.ndarray) -> Block:
-    """A GPU holds its group; a CPU reads it from the file, a tile at a time."""
-    return torch.from_numpy(np.array(array)).cuda() if device().type == "cuda" else array
+    def _near(self, array: np.ndarray) -> Block:
+        """A GPU holds its group; a CPU reads it from the file, a tile at a time."""
+        return torch.from_numpy(np.array(array)).cuda() if self.place.type == "cuda" else array
 
 
 class MergeTopk:

@@ -59,15 +59,15 @@ class Score:
     def __init__(
         self, *, cross: str, run: str, query_tokens: str, passage_tokens: str, depth: int,
         precision: Precision = "auto", recheck: Mapping[str, Any] | None = None,
-        known: Sequence[str] = (), choices: str | None = None,
+        known: Sequence[str] = (), choices: str | None = None, gpu: bool | None = None,
     ) -> None:  # fmt: skip
         model = CrossEncoder.open(f"{cross}/model")
-        self.score = Scorer(model, precision, Choices(choices))
+        self.score = Scorer(model, precision, Choices(choices), gpu)
         self.recheck: Recheck | None = None
         if recheck and self.score.passes.precision != "float32":
             self.recheck = Recheck(**recheck)
             # The first model has been changed to its precision, so float32 needs its own.
-            self.exact = Scorer(CrossEncoder.open(f"{cross}/model"))
+            self.exact = Scorer(CrossEncoder.open(f"{cross}/model"), gpu=gpu)
         self.assembler = Assembler(Tokenizer(model.tokenizer_folder))
         self.run = Version.open(run)
         self.queries, self.passages = TokenStore(query_tokens), TokenStore(passage_tokens)

@@ -26,7 +26,7 @@ from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.conftest import SMALLER
 from tests.s3 import Node
-from tests.toys import Double, job
+from tests.toys import Double, Placed, job
 
 UNLUCKY = r"^numbers\.txt, line 3: 13 is unlucky\.$"
 ITEMS = [[1, 2], [3], [], [4, 5, 6]]
@@ -105,6 +105,18 @@ def test_a_machine_that_does_not_see_the_run_folder_makes_nothing(tmp_path: Path
         " storage that every node sees under one path, or on object storage."
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def places(folder: Path, actors: int, gpus: bool | None) -> set[bool | None]:
+    """Whether a stage with a model hears that it has a GPU."""
+    told = replace(job(draft(folder, f"{gpus}"), ITEMS), stage=Placed)
+    run_jobs([told], cluster(actors, gpus=gpus), lambda receipt: None)
+    return {receipt["facts"]["gpu"] for receipt in told.draft.receipts().values()}
+
+
+def test_a_stage_with_a_model_hears_whether_it_may_take_a_gpu(tmp_path: Path) -> None:
+    for gpus in (None, True, False):
+        assert places(tmp_path, 0, gpus) == {gpus}
 
 
 def test_no_jobs() -> None:
@@ -278,6 +290,12 @@ def test_a_stage_without_a_model_takes_no_gpu(tmp_path: Path) -> None:
     """There is none here, and the pool does not wait for one."""
     run_jobs([job(draft(tmp_path), [[1]])], cluster(2, gpus=True), lambda receipt: None)
     assert list(draft(tmp_path).receipts()) == [0]
+
+
+@on_ray
+def test_workers_without_a_gpu_hear_so(tmp_path: Path) -> None:
+    """Ray hides a machine's GPUs from nobody."""
+    assert places(tmp_path, 2, False) == {False}
 
 
 @on_ray

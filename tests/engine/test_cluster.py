@@ -13,9 +13,9 @@ import pytest
 
 from rocketray import artifacts
 from rocketray.artifacts import RunFolder, Writer
-from rocketray.engine.cluster import connect, job_has_ended
+from rocketray.engine.cluster import asked_by, connect, job_has_ended
 from rocketray.errors import UserError
-from rocketray.recipe import Cluster
+from rocketray.recipe import Cluster, TrainCluster
 
 CLAIM = "import sys; from rocketray.artifacts import RunFolder; RunFolder(sys.argv[1]).claim()"
 
@@ -44,6 +44,22 @@ def elsewhere(folder: Path) -> Writer:
     told = json.loads(path.read_text()) | {"host": "another-host"}
     artifacts.write_json(path, told)
     return Writer(**told)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")  # Ray's own.
+def test_a_gpu_that_this_torch_cannot_use_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Nvidia
+
+    monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", lambda: 1)
+    connect(Cluster())
+    try:
+        assert "GPU" not in ray.cluster_resources()
+        assert asked_by(TrainCluster()) == {"CPU": 1}
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.slow

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from rocketray.artifacts import RunFolder
-from rocketray.engine import training
+from rocketray.engine import cluster, training
 from rocketray.errors import UserError
 from rocketray.model.trainer import Job
 from rocketray.recipe import Cluster, TrainCluster
@@ -46,6 +48,16 @@ def test_one_worker_two_workers_and_no_ray_give_one_curve(tmp_path: Path) -> Non
     assert none == pytest.approx(one, rel=1e-4)
 
 
+def test_training_in_this_process_leaves_a_gpu_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "out", data.dual())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = TrainCluster(workers=0, gpus=False, threads=1, trackers=())
+    assert training.fit(job, Cluster(train=told)).steps == 4
+
+
 class Refused(Job):
     """A job that the second worker refuses, in the middle of what all workers do together."""
 
@@ -71,6 +83,10 @@ class Blind(Job):
     @examples.setter
     def examples(self, value: Path) -> None:
         self.__dict__["seen"] = value
+
+
+def of_kind(kind: type[Job], job: Job) -> Job:
+    return kind(**{name: getattr(job, name) for name in job.__dataclass_fields__})
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +116,7 @@ def test_a_refusal_ends_all_workers_at_once(
     folder = RunFolder(tmp_path / "run")
     folder.claim()
     job = data.job("dual", folder.path / "dual_0", data.dual(dropout=0.0), run_folder=folder)
-    refused = kind(**{name: getattr(job, name) for name in job.__dataclass_fields__})
+    refused = of_kind(kind, job)
     if kind is Job:
         RunFolder(folder.path).claim(take_over=True)
     workers = TrainCluster(workers=2, threads=1, trackers=(), retries=retries)
@@ -108,6 +124,29 @@ def test_a_refusal_ends_all_workers_at_once(
         training.fit(refused, Cluster(train=workers))
     # What lies there a group of whoever has taken over would heed.
     assert (job.out / "refused.txt").exists() == (kind is Refused)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own.
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_here")
+def test_there_is_a_worker_for_each_gpu_and_none_where_torch_cannot_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is none: Ray counts what it is told."""
+    import ray
+
+    ray.shutdown()
+    monkeypatch.setattr(cluster, "_gpus", lambda: 1)
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "out", data.dual(dropout=0.0))
+    told = TrainCluster(threads=1, trackers=())
+    with pytest.raises(UserError, match=f"^torch finds no GPU on {socket.gethostname()}, where"):
+        training.fit(job, Cluster(train=told))
+    assert training._workers(told, cluster.asked_by(told)) == 1
+    on_cpus = TrainCluster(gpus=False)
+    assert training._workers(on_cpus, cluster.asked_by(on_cpus)) == 2
+    ray.shutdown()
 
 
 @pytest.mark.slow  # Ray is imported.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,31 @@ def test_no_rows_are_no_embeddings(bert: Path, assembler: Assembler, passages: T
     assert len(Encoder(dual(bert), "passage")(assembler, passages, ROWS[:0])) == 0
 
 
+# ---------------------------------------------------------------------------------------- places
+
+
+def test_a_gpu_is_left_to_those_who_asked_for_it(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine has none; it is said to have one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert inference.device() == inference.device(True) == torch.device("cuda", 0)
+    assert Encoder(dual(bert), "passage", gpu=False).passes.place == torch.device("cpu")
+    cross = CrossEncoder.create(bert, length=40)
+    assert Scorer(cross, gpu=False).passes.place == torch.device("cpu")
+
+
+def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of hours on one CPU thread beside a GPU that costs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wanted = {"13.0": "NVIDIA's driver for CUDA 13.0 or later", None: "a torch built with CUDA"}
+    for built, needs in wanted.items():
+        monkeypatch.setattr(torch.version, "cuda", built)
+        with pytest.raises(UserError, match=f"no GPU on {socket.gethostname()}, .* needs {needs}"):
+            inference.device(True)
+    assert inference.device() == inference.device(False) == torch.device("cpu")
+
+
 # --------------------------------------------------------------------------------------- choices
 
 
@@ -273,6 +299,6 @@ def test_a_smaller_budget_leaves_the_precision(tmp_path: Path) -> None:
 
 
 def test_int8_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(inference, "device", lambda gpu: torch.device("cuda"))
     with pytest.raises(UserError, match="int8 is for CPUs"):
         Passes("int8")

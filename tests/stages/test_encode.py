@@ -50,6 +50,14 @@ def test_a_block_repeats_bit_by_bit(small: Small) -> None:
     np.testing.assert_array_equal(embeddings(small, 1), embeddings(small, 1))
 
 
+def test_a_gpu_that_is_not_its_own_is_left_alone(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = embeddings(small, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    np.testing.assert_array_equal(embeddings(small, 0, gpu=False), expected)
+
+
 def test_half_the_bytes_hold_the_nearest_numbers(small: Small) -> None:
     halves = embeddings(small, 0, storage="float16")
     assert halves.dtype == np.float16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -53,6 +54,15 @@ def ids_of(names: Sequence[str]) -> Ids:
         return [names[row] for row in rows]
 
     return Ids([text_hashes(names[:2]), text_hashes(names[2:])], len(names), read)
+
+
+def test_a_machine_that_does_not_see_the_data_says_so(tmp_path: Path) -> None:
+    """As a worker elsewhere, where --data is on the driver's own disk."""
+    found = block(tmp_path / "corpus.jsonl", [{"_id": "1", "text": "one"}])
+    found.path.unlink()
+    where = f"^{socket.gethostname()} does not see {found.path}: the data must be on storage that"
+    with pytest.raises(UserError, match=where):
+        ingest.Ingest(table="passages", labelled=None)(found)
 
 
 # ------------------------------------------------------------------------------------------- rows

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from rocketray.artifacts import Draft, Version, commit_block
 from rocketray.model.dual_encoder import DualEncoder
@@ -106,6 +107,18 @@ def test_merged_groups_equal_one_group(
         whole = table_of(stage, cell(block))
         assert table_of(merge, block) == whole
         assert {len(row) for row in whole["passages"].to_pylist()} == {min(k, 12)}
+
+
+def test_a_gpu_that_is_not_its_own_is_left_alone(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = retrieve(small, tmp_path, 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    other = Retrieve(
+        model=str(small.dual), queries=str(stage.queries.path), query_tokens=small.query_tokens,
+        embeddings=str(stage.embeddings.path), k=4, gpu=False,
+    )  # fmt: skip
+    assert table_of(other, cell(0)) == table_of(stage, cell(0))
 
 
 def test_half_precision_embeddings_are_scored_as_they_are(small: Small, tmp_path: Path) -> None:

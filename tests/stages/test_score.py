@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rocketray.artifacts import Made
 from rocketray.errors import UserError
@@ -158,6 +159,15 @@ def test_verdicts_that_float32_would_change_are_counted(small: Small, tmp_path: 
     assert changed >= 1
     assert made.facts["agreed"] == len(exact) - changed
     assert made.facts["rechecked"] == 0
+
+
+def test_a_gpu_that_is_not_its_own_is_left_alone(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"precision": "bfloat16", "recheck": {"within": 1, "thresholds": [0.5], "seed": 0}}
+    expected = flat(scored(small, tmp_path, **told))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert flat(scored(small, tmp_path, **told, gpu=False)) == expected
 
 
 def test_float32_needs_no_second_opinion(small: Small, tmp_path: Path) -> None:
