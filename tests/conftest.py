@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,9 @@ from rocketray import loop, storage
 from rocketray.progress import Display
 from tests import s3
 from tests.runs import ALONE, finish
+
+if TYPE_CHECKING:
+    from tests.test_ablation import Place
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")  # A machine that is busy breaks no test.
@@ -42,6 +46,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     finish(out, *ALONE)
     return out
+
+
+@pytest.fixture(scope="session")
+def ablated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any]]:
+    """An ablation of two seeds, and what came of it. Read only: whoever writes copies it."""
+    from tests.test_ablation import Place  # Only now: a fault in there is no other test's.
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        place = Place(tmp_path_factory.mktemp("ablation")).watched(monkeypatch)
+        return place, place.run()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Place:
     """A data set, a recipe, and what was made: stages by bulk work and models by training."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.data, self.out, self.recipe = folder / "data", folder / "out", folder / "mine.yaml"
         write_data(self.data)
         # A cross-encoder that has hardly learned says almost the same to all.
@@ -45,6 +47,11 @@ class Place:
         display = Display(Console(file=io.StringIO(), width=200))
         return ablate(str(self.recipe), self.out, data=self.data, seeds=seeds, asked=asked,
                       display=display)  # fmt: skip
+
+    def copied(self, folder: Path) -> Place:
+        """With all that was made here, and none of it counted."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Place(folder)
 
     def watched(self, monkeypatch: pytest.MonkeyPatch) -> Place:
         """Count what is really made, and stop where a kill is wanted."""
@@ -73,34 +80,26 @@ def seed_of(path: Path) -> str:
     return path.parents[1].name
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any]]:
-    """Two seeds, undisturbed."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        place = Place(tmp_path_factory.mktemp("ablation")).watched(monkeypatch)
-        return place, place.run()
-
-
 # ------------------------------------------------------------------------------- a whole ablation
 
 
-def test_rows_are_in_the_order_of_the_papers_table(finished: tuple[Place, dict[str, Any]]) -> None:
-    _, shown = finished
+def test_rows_are_in_the_order_of_the_papers_table(ablated: tuple[Place, dict[str, Any]]) -> None:
+    _, shown = ablated
     assert [row["row"] for row in shown["rows"]] == TABLE
 
 
 def test_negatives_are_counted_from_group_and_batch(
-    finished: tuple[Place, dict[str, Any]],
+    ablated: tuple[Place, dict[str, Any]],
 ) -> None:
     """Two passages a question (its positive and one random), 8 questions a batch."""
-    counts = {row["row"]: row["negatives"] for row in finished[1]["rows"]}
+    counts = {row["row"]: row["negatives"] for row in ablated[1]["rows"]}
     assert (counts["in_batch_4"], counts["dual_0"]) == (2 * 4 - 1, 2 * 8 - 1)
 
 
 def test_what_rows_share_is_made_once_and_what_no_seed_changes_once_for_all(
-    finished: tuple[Place, dict[str, Any]],
+    ablated: tuple[Place, dict[str, Any]],
 ) -> None:
-    place, _ = finished
+    place, _ = ablated
     assert set(place.bulk.values()) == set(place.trained.values()) == {1}
     models = (*STEPS, "in_batch_4", "undenoised")
     assert set(place.trained) == {(seed, name) for seed in ("seed-3", "seed-4") for name in models}
@@ -110,16 +109,16 @@ def test_what_rows_share_is_made_once_and_what_no_seed_changes_once_for_all(
         assert [seed for seed, stage in place.bulk if stage == name] == ["seed-3", "seed-4"]
 
 
-def test_compared_rows_train_equally_long(finished: tuple[Place, dict[str, Any]]) -> None:
-    steps = {row["row"]: row["steps"] for row in finished[1]["rows"]}
+def test_compared_rows_train_equally_long(ablated: tuple[Place, dict[str, Any]]) -> None:
+    steps = {row["row"]: row["steps"] for row in ablated[1]["rows"]}
     assert steps["in_batch_4"] == steps["dual_0"] == 2
     assert steps["undenoised"] == steps["dual_1"]
 
 
 def test_every_seed_is_an_ordinary_run_over_the_same_data(
-    finished: tuple[Place, dict[str, Any]],
+    ablated: tuple[Place, dict[str, Any]],
 ) -> None:
-    place, shown = finished
+    place, shown = ablated
     assert shown["seeds"] == [3, 4]
     for name in ("test_queries", "train_queries", "initial_test"):
         one, other = (RunFolder.open(place.out / f"seed-{s}").version(name) for s in (3, 4))
@@ -137,8 +136,8 @@ def test_every_seed_is_an_ordinary_run_over_the_same_data(
                 assert value == pytest.approx(metrics[row["row"]][comparison.MEASURE], abs=1e-6)
 
 
-def test_undenoised_takes_what_denoising_removes(finished: tuple[Place, dict[str, Any]]) -> None:
-    folder = RunFolder.open(finished[0].out / "seed-3")
+def test_undenoised_takes_what_denoising_removes(ablated: tuple[Place, dict[str, Any]]) -> None:
+    folder = RunFolder.open(ablated[0].out / "seed-3")
     facts = folder.version("undenoised_verdicts").facts
     assert facts["uncertain"] == facts["likely_false_negative"] == 0
     removed = folder.version("denoise").facts
@@ -148,8 +147,8 @@ def test_undenoised_takes_what_denoising_removes(finished: tuple[Place, dict[str
     assert removed["uncertain"] + removed["likely_false_negative"] > 0
 
 
-def test_what_people_open_says_what_the_json_does(finished: tuple[Place, dict[str, Any]]) -> None:
-    place, shown = finished
+def test_what_people_open_says_what_the_json_does(ablated: tuple[Place, dict[str, Any]]) -> None:
+    place, shown = ablated
     assert json.loads((place.out / "ablation.json").read_text()) == shown
     html = (place.out / "ablation.html").read_text()
     page = (place.out / "ablation.md").read_text()
@@ -167,10 +166,10 @@ def test_what_people_open_says_what_the_json_does(finished: tuple[Place, dict[st
 
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_as_if_undisturbed(
-    finished: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before a shared model of the first seed, and before a row of each."""
-    undisturbed, _ = finished
+    undisturbed, _ = ablated
     place = Place(tmp_path).watched(monkeypatch)
     for seed, name in (("seed-3", "cross"), ("seed-3", "undenoised"), ("seed-4", "in_batch_4")):
         place.stop_before = seed, name
@@ -185,13 +184,10 @@ def test_interrupted_and_resumed_is_as_if_undisturbed(
 
 
 def test_figures_and_other_weights_add_to_what_is_there(
-    finished: tuple[Place, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of this folder: it changes it."""
-    place, before = finished
-    place.watched(monkeypatch)
-    place.bulk.clear()
-    place.trained.clear()
+    undisturbed, before = ablated
+    place = undisturbed.copied(tmp_path).watched(monkeypatch)
     asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both", "longer"))
     after = place.run(seeds=1, asked=asked)
     made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50", "also_both",
