@@ -463,7 +463,8 @@ class TrainCluster(Reserved):
     threads: Positive | None = None
     """CPU threads per worker; null shares the machine's cores."""
     retries: Count = 3
-    """How often a lost worker group is restarted from its last checkpoint."""
+    """How often a lost worker group is restarted from its last checkpoint; a newer one begins the
+    count anew."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Who is told the numbers of every step, beside `logs/*.jsonl`. mlflow and wandb are extras."""
 

@@ -59,9 +59,28 @@ def test_workers_are_spot_machines_from_zero(config: Config, name: str) -> None:
     assert "spot" in str(node["node_config"]).lower()
 
 
+def test_every_machine_may_use_the_bucket(config: Config) -> None:
+    """Ray's launcher gives the head a role on AWS, and workers none."""
+    field = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[config["provider"]["type"]]
+    for name in ("cpu", "gpu"):
+        assert config["available_node_types"][name]["node_config"][field]
+
+
+def test_a_gpus_type_is_known_before_there_is_a_machine(config: Config) -> None:
+    """Ray asks AWS alone for it."""
+    said = {"aws": {}, "gcp": {"accelerator_type:L4": 1}}[config["provider"]["type"]]
+    resources = config["available_node_types"]["gpu"]["resources"]
+    assert resources == {"CPU": 8, "GPU": 1, **said}
+
+
 def test_gpus_are_on_gpu_workers_only(config: Config) -> None:
     nodes = config["available_node_types"]
     assert [name for name in nodes if "GPU" in nodes[name]["resources"]] == ["gpu"]
+
+
+def test_shells_on_a_node_have_the_token(config: Config) -> None:
+    """`ray status` and `ray drain-node` do not look for it by themselves."""
+    assert any("export" in c and "RAY_AUTH_MODE=token" in c for c in config["setup_commands"])
 
 
 @pytest.mark.parametrize("where", ["head_start_ray_commands", "worker_start_ray_commands"])
@@ -117,6 +136,27 @@ def test_kubernetes_workers_come_when_asked_for(kubernetes: Config) -> None:
     for group in cluster["workerGroupSpecs"]:
         assert group["replicas"] == group["minReplicas"] == 0
         assert group["maxReplicas"] > 0
+
+
+def test_kubernetes_gpus_type_is_known_before_there_is_a_machine(kubernetes: Config) -> None:
+    """As the autoscaler reads it."""
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    groups = kubernetes["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    found = [
+        autoscaling_config._get_ray_resources_from_group_spec(group, is_head=False)
+        for group in groups
+    ]
+    memory = [{"memory": 64 * 2**30}, {"memory": 32 * 2**30}]
+    assert found == [
+        {"CPU": 16, **memory[0]}, {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1, **memory[1]},
+    ]  # fmt: skip
+
+
+def test_kubernetes_pods_may_use_the_bucket(kubernetes: Config) -> None:
+    cluster = kubernetes["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["spec"]["serviceAccountName"]
 
 
 def test_kubernetes_rays_version_is_the_pinned_one(kubernetes: Config) -> None:

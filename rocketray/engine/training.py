@@ -32,6 +32,9 @@ from rocketray.recipe import Cluster, TrainCluster
 def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Result:
     """Train one model, on `cluster.train.workers` workers or (0) in this process.
 
+    Ray counts the losses of a whole training, and on spot machines a long one has many: when it
+    gives up, and a newer checkpoint has come meanwhile, training is begun anew from there.
+
     Args:
         say: is told what keeps the workers waiting.
 
@@ -53,7 +56,7 @@ def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Resul
         storage.remove(told)
     try:
         with room.watched(lambda: storage.fetch(_begun(job)), say):
-            answer = _fit_on_ray(job, cluster.train, workers, asked)
+            answer = _fit_on_ray(job, cluster.train, workers, asked, say)
     finally:
         storage.remove(_begun(job))
     if "error" in answer:
@@ -84,21 +87,31 @@ def _refusal(job: Job) -> Path:
 
 
 def _fit_on_ray(
-    job: Job, told: TrainCluster, workers: int, asked: Mapping[str, float]
-) -> dict[str, Any]:
-    from ray.train import (
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-    )
+    job: Job, told: TrainCluster, workers: int, asked: Mapping[str, float],
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    from ray.train import TrainingFailedError
+
+    while True:
+        before = _saved(job)
+        try:
+            with _ctrl_c_interrupts():
+                answer: dict[str, Any] = _trainer(job, told, workers, asked).fit().return_value
+            return answer
+        except TrainingFailedError as failure:  # No retry is left.
+            if _refused(job, failure) or _saved(job) <= before:
+                return {"error": _reason(job, failure)}
+            say(f"  {job.name} has lost its workers, and goes on from {_saved(job)}.")
+
+
+def _trainer(job: Job, told: TrainCluster, workers: int, asked: Mapping[str, float]) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from rocketray.engine.group import GroupConfig
 
     fewest = told.min_workers
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job},
         torch_config=GroupConfig(),
@@ -114,28 +127,46 @@ def _fit_on_ray(
             logging_config=LoggingConfig("ERROR"),
         ),
     )
-    try:
-        with _ctrl_c_interrupts():
-            answer: dict[str, Any] = trainer.fit().return_value
-        return answer
-    except TrainingFailedError as failure:  # No retry is left.
-        return {"error": _reason(job, failure)}
+
+
+def _saved(job: Job) -> str:
+    """The name of the newest checkpoint that has arrived."""
+    names = (path.name for path in storage.entries(job.out / "checkpoints"))
+    return max((name for name in names if name.startswith("step-")), default="")
 
 
 def _reason(job: Job, failure: Exception) -> str:
-    """Why a worker refused, where a refusal is what ended training; else Ray's failure stands."""
+    """Why training cannot go on. Where that may be a bug, Ray's failure stands."""
+    if said := _refused(job, failure):
+        return said
+    if not any(map(_is_loss, _errors(failure))):
+        raise failure
+    return (
+        f"{job.name} lost its workers again and again, and no checkpoint came in between. The same"
+        " command goes on from the last one. Look at the machines' memory, save more often"
+        f" (checkpoint_every, now {job.checkpoint_every} steps), or raise cluster.train.retries."
+    )
+
+
+def _refused(job: Job, failure: Exception) -> str:
+    """Why a worker refused, where a refusal is what ended training."""
     if storage.fetch(_refusal(job)):
         return _refusal(job).read_text(encoding="utf-8")
-    for error in _errors(failure):
-        if isinstance(error, UserError):  # From where nothing can be written down.
-            return str(error)
-    raise failure
+    # From where nothing can be written down.
+    return next((str(error) for error in _errors(failure) if isinstance(error, UserError)), "")
 
 
 def _errors(failure: Exception) -> list[Exception]:
     """What ended the workers, or what ended Ray's work on them."""
     of_workers = getattr(failure, "worker_failures", {}).values()
     return [*of_workers, getattr(failure, "controller_failure", failure)]
+
+
+def _is_loss(error: Exception) -> bool:
+    """A worker's process or machine is gone."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(getattr(error, "health_check_failure", error), RayActorError)
 
 
 @contextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,8 +99,32 @@ class Blind(Job):
         self.__dict__["seen"] = value
 
 
+class Mortal(Job):
+    """A job whose worker is killed in the step after its first checkpoint, and after its second."""
+
+    @property
+    def checkpoint_every(self) -> int:  # type: ignore[override]
+        """The trainer asks after each step."""
+        saved, deaths = sorted(self.out.glob("checkpoints/step-*")), self.out / "deaths"
+        if "RANK" in os.environ and saved and len([*deaths.glob("*")]) < 2:
+            with suppress(FileExistsError):
+                (deaths / saved[-1].name).mkdir(parents=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return 1
+
+    @checkpoint_every.setter
+    def checkpoint_every(self, value: int) -> None:
+        """A dataclass sets what it is given."""
+
+
 def of_kind(kind: type[Job], job: Job) -> Job:
     return kind(**{name: getattr(job, name) for name in job.__dataclass_fields__})
+
+
+def model_of(job: Job) -> dict[str, bytes]:
+    files = sorted((job.out / "model").rglob("*.safetensors"))
+    assert files
+    return {path.relative_to(job.out).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
@@ -127,6 +154,41 @@ def test_a_refusal_ends_all_workers_at_once(
         training.fit(refused, Cluster(train=workers))
     # What lies there a group of whoever has taken over would heed.
     assert (job.out / "refused.txt").exists() == (kind is Refused)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own.
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_here")
+def test_progress_begins_the_count_of_losses_anew(tmp_path: Path) -> None:
+    """Two losses where none is allowed, and the bytes of an undisturbed training."""
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "mortal", data.dual(dropout=0.0))
+    told, said = TrainCluster(workers=1, threads=1, trackers=(), retries=0), list[str]()
+    result = training.fit(of_kind(Mortal, job), Cluster(train=told), said.append)
+    assert result.steps == 4
+    assert [line for line in said if "lost" in line] == [
+        f"  training has lost its workers, and goes on from step-0000000{n}." for n in (1, 2)
+    ]
+    undisturbed = data.job("dual", tmp_path / "undisturbed", data.dual(dropout=0.0))
+    alone = TrainCluster(workers=0, threads=1, trackers=())
+    assert training.fit(undisturbed, Cluster(train=alone)) == result
+    assert model_of(job) == model_of(undisturbed)
+
+
+@pytest.mark.slow  # Ray is imported.
+@pytest.mark.filterwarnings("default")  # Ray's own.
+def test_losses_without_progress_are_told_in_a_sentence(tmp_path: Path) -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    data = TrainingData(tmp_path / "data")
+    job = data.job("dual", tmp_path / "out", data.dual(), name="dual_1")
+    lost = WorkerHealthCheckFailedError("...", ActorDiedError())
+    failure = WorkerGroupError("...", {0: RuntimeError("connection closed"), 1: lost})
+    words = r"^dual_1 lost its workers .* save more often \(checkpoint_every, now 100 steps\),"
+    assert re.search(words, training._reason(job, failure))
 
 
 @pytest.mark.slow
