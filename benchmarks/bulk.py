@@ -30,6 +30,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,6 @@ from rocketray.stages.encode import Encode
 from rocketray.stages.score import Score
 from rocketray.workflow import Workflow
 
-SIZES = (16, 32, 64, 128, 256)
-"""Batch sizes of theirs to choose among."""
 POOLINGS: dict[Pooling, float] = {"mean": 1.2, "cls": 1.25}
 """And how much faster ours is to be."""
 LIMIT = (2048, 768, 3072)
@@ -98,6 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=100, help="of int8 and mining")
     parser.add_argument("--corpus", type=int, default=800, help="passages of int8 and mining")
     parser.add_argument("--blocks", type=int, default=24, help="of actors")
+    parser.add_argument("--sizes", default="16,32,64,128,256", help="batches of theirs to try")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--only", default="encode,score", help=",".join(PARTS))
@@ -176,9 +176,10 @@ def widths(told: argparse.Namespace) -> tuple[int, int]:
     return config["hidden_size"], config["intermediate_size"]
 
 
-def fastest(make: Callable[[int], Callable[[], Any]], sizes: Sequence[int] = SIZES) -> int:
+def fastest(told: argparse.Namespace, make: Callable[[int], Callable[[], Any]]) -> int:
     """Theirs by one pass of each batch size."""
-    seconds = interleaved({str(size): make(size) for size in sizes}, rounds=1, warmup=0)
+    sizes = told.sizes.split(",")
+    seconds = interleaved({size: make(int(size)) for size in sizes}, rounds=1, warmup=0)
     return int(min(seconds, key=lambda size: seconds[size]))
 
 
@@ -189,7 +190,7 @@ def encode(told: argparse.Namespace) -> list[Result]:
     results = []
     for threads in map(int, told.threads.split(",")):
         with limit(told, threads) as machine:
-            size = fastest(lambda size: their_encode(told, "mean", size))
+            size = fastest(told, lambda size: their_encode(told, "mean", size))
             sides = {
                 f"{side} {pooling}": work
                 for pooling in POOLINGS
@@ -276,7 +277,7 @@ def score(told: argparse.Namespace) -> list[Result]:
     results = []
     for threads in map(int, told.threads.split(",")):
         with limit(told, threads) as machine:
-            size = fastest(lambda size: their_score(told, pairs, size))
+            size = fastest(told, lambda size: their_score(told, pairs, size))
             sides = {"theirs": their_score(told, pairs, size), "ours": our_score(told, pairs)}
             found = interleaved(sides, told.rounds)
         seconds = statistics.median(found["ours"])
@@ -407,23 +408,25 @@ class Work:
 
 def actors(told: argparse.Namespace) -> list[Result]:
     """Rows per second between the first and the last finished block: no start-up in it."""
-    results = []
-    for work in works(told):
-        rates: dict[str, list[float]] = {"one": [], "two": [], "ray": []}
-        for _ in range(told.rounds):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rates["one"].append(steady(pool.apply(make_blocks, (told, work))))
-            two = in_two_processes(make_blocks, told, work)
-            rates["two"].append(steady(two[0] + two[1]))
-            rates["ray"].append(steady(by_ray(told, work)))
-        two, ray = (work.size * statistics.median(rates[name]) for name in ("two", "ray"))
-        results += [
-            Result(name=f"{work.name}, two workers of a thread each", unit=f"{work.unit}/s",
-                   value=two, peer="one", target=1.85, **ratios(rates["two"], rates["one"])),
-            Result(name=f"{work.name}, Ray Data, two actors", unit=f"{work.unit}/s", value=ray,
-                   peer="two plain processes", target=0.97, **ratios(rates["ray"], rates["two"])),
-        ]  # fmt: skip
-    return results
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return [result for work in works(told) for result in pools(told, work, pool)]
+
+
+def pools(told: argparse.Namespace, work: Work, one: Pool) -> list[Result]:
+    """One plain process, two of them, and two actors, in turns."""
+    rates: dict[str, list[float]] = {"one": [], "two": [], "ray": []}
+    for _ in range(told.rounds):
+        rates["one"].append(steady(one.apply(make_blocks, (told, work))))
+        pair = in_two_processes(make_blocks, told, work)
+        rates["two"].append(steady(pair[0] + pair[1]))
+        rates["ray"].append(steady(by_ray(told, work)))
+    two, ray = (work.size * statistics.median(rates[name]) for name in ("two", "ray"))
+    return [
+        Result(name=f"{work.name}, two workers of a thread each", unit=f"{work.unit}/s",
+               value=two, peer="one", target=1.85, **ratios(rates["two"], rates["one"])),
+        Result(name=f"{work.name}, Ray Data, two actors", unit=f"{work.unit}/s", value=ray,
+               peer="two plain processes", target=0.97, **ratios(rates["ray"], rates["two"])),
+    ]  # fmt: skip
 
 
 def works(told: argparse.Namespace) -> list[Work]:
@@ -589,7 +592,7 @@ def their_mining_size(told: argparse.Namespace) -> int:
     """The batch size that scores fastest, as it scores: one question's candidates at a time."""
     torch.set_num_threads(2)
     pairs = [(told.pairs[0][0], passage) for passage in told.texts[:50]]
-    return fastest(lambda size: their_score(told, pairs, size))
+    return fastest(told, lambda size: their_score(told, pairs, size))
 
 
 def their_mining(told: argparse.Namespace, size: int) -> float:

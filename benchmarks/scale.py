@@ -165,7 +165,8 @@ class Watch(Display):
     def meter(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
         with self.peaks(STAGES[name]), super().meter(name, total, unit, done) as meter:
             yield meter
-        self.found[STAGES[name]]["seconds"] = time.monotonic() - meter.counted_from
+            seconds = time.monotonic() - meter.counted_from
+        self.found[STAGES[name]]["seconds"] = seconds
 
     @contextmanager
     def peaks(self, name: str) -> Iterator[None]:
@@ -173,7 +174,9 @@ class Watch(Display):
         stop = threading.Event()
 
         def look() -> None:
-            while not stop.wait(0.25):
+            going = True
+            while going:  # At the end, too: by then there are workers, however quick it was.
+                going = not stop.wait(0.25)
                 for what, now in memory().items():
                     peak[what] = max(peak[what], now)
 

@@ -79,6 +79,10 @@ def head(*flags: str, machines: int = 0) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Until a job that was told to stop is killed: its 3 s are few on a busy machine.
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        # As where rocketray starts Ray itself; Ray's 2 s are lost at each start and end.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
     found = Head(address, environment["RAY_API_SERVER_ADDRESS"], environment)

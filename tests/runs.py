@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rocketray import storage
@@ -21,20 +23,29 @@ PATIENCE = 240.0
 """Seconds until a run must have come to where it is to be killed."""
 
 
+@contextmanager
 def start(
     out: Path, *settings: str, recipe: str = "tiny", until: str | None = None
-) -> subprocess.Popen[bytes]:
-    """`rocketray run RECIPE --out OUT`; its output goes to `log_of(out)`."""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`rocketray run RECIPE --out OUT`; its output goes to `log_of(out)`.
+
+    Whatever fails inside, it ends there: it has a session of its own and would go on for minutes.
+    """
     command = [sys.executable, "-m", "rocketray.cli", "run", recipe, "--out", storage.shown(out)]
     command += ["--until", until] if until else []
     for setting in settings:
         command += ["--set", setting]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log_of(out).open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True,
             preexec_fn=_hear_interrupts,
         )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _hear_interrupts() -> None:
@@ -51,8 +62,8 @@ def log_of(out: Path) -> Path:
 
 def finish(out: Path, *settings: str, recipe: str = "tiny", until: str | None = None) -> str:
     """Run to the end; returns all that was printed by this and earlier starts."""
-    process = start(out, *settings, recipe=recipe, until=until)
-    code = process.wait(timeout=900)
+    with start(out, *settings, recipe=recipe, until=until) as process:
+        code = process.wait(timeout=900)
     text = log_of(out).read_text()
     assert code == 0, text[-4000:]
     return text
@@ -60,14 +71,14 @@ def finish(out: Path, *settings: str, recipe: str = "tiny", until: str | None = 
 
 def kill_at(out: Path, pattern: str, *settings: str, how: int = signal.SIGKILL) -> int:
     """Start a run and end its driver once a file matches; returns the exit code."""
-    process = start(out, *settings)
     deadline = time.monotonic() + PATIENCE
-    while not any(out.glob(pattern)):
-        assert process.poll() is None, f"{pattern}: {log_of(out).read_text()[-2000:]}"
-        assert time.monotonic() < deadline, f"{pattern} did not come"
-        time.sleep(0.01)
-    process.send_signal(how)
-    return process.wait(timeout=120)
+    with start(out, *settings) as process:
+        while not any(out.glob(pattern)):
+            assert process.poll() is None, f"{pattern}: {log_of(out).read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"{pattern} did not come"
+            time.sleep(0.01)
+        process.send_signal(how)
+        return process.wait(timeout=120)
 
 
 def content(out: Path) -> dict[str, str]:

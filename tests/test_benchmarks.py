@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rocketray.formats.generated import write_generated
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 pytestmark = pytest.mark.timeout(600)  # Minutes on a quiet machine, and CI is not one.
 FIELDS = {"name", "value", "unit", "peer", "ratio", "low", "high", "target", "better"}
@@ -17,11 +19,20 @@ FIELDS = {"name", "value", "unit", "peer", "ratio", "low", "high", "target", "be
 
 def measured(script: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(BENCHMARKS / script), "--json", str(out), *arguments]
-    subprocess.run(command, check=True, capture_output=True, timeout=560)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(out.read_text())
     assert all(line.keys() == FIELDS for line in found)
     assert all(line["better"] in ("higher", "lower") for line in found)
     return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Made-up texts; test_mining reads those of the installed packages."""
+    folder = tmp_path_factory.mktemp("data") / "made-up"
+    write_generated(folder, passages=200, queries=120)
+    return str(folder)
 
 
 def test_loss(tmp_path: Path) -> None:
@@ -53,9 +64,9 @@ def test_training_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training(tmp_path: Path) -> None:
-    small = ("--only", "cache,two", "--layers", "1", "--batch", "16", "--rounds", "1",
-             "--passage-length", "32", "--threads", "1")  # fmt: skip
+def test_training(data: str, tmp_path: Path) -> None:
+    small = ("--data", data, "--only", "cache,two", "--layers", "1", "--batch", "16",
+             "--rounds", "1", "--passage-length", "32", "--threads", "1")  # fmt: skip
     names = [line["name"] for line in measured("training.py", tmp_path / "t.json", *small)]
     assert names == [
         "GradCache, dropout 0.0",
@@ -67,11 +78,11 @@ def test_training(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_scale(tmp_path: Path) -> None:
     found = {line["name"]: line["value"] for line in measured(
-        "scale.py", tmp_path / "s.json", "--sizes", "5000,10000", "--actors", "1"
+        "scale.py", tmp_path / "s.json", "--sizes", "1000,2000", "--actors", "1"
     )}  # fmt: skip
     for stage in ("ingest", "tokenise", "encode", "retrieve"):
-        assert found[f"5,000: {stage}"] > 0
-        assert found[f"10,000: {stage}, worker"] > 0
+        assert found[f"1,000: {stage}"] > 0
+        assert found[f"2,000: {stage}, worker"] > 0
         assert f"{stage}: exponent of time" in found
 
 
@@ -86,12 +97,12 @@ def test_bulk_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bulk(tmp_path: Path) -> None:
-    small = ("--only", "encode,score,int8,actors", "--layers", "1", "--rows", "16", "--rounds", "1",
-             "--passage-length", "32", "--threads", "1", "--questions", "8", "--corpus", "16",
-             "--blocks", "4")  # fmt: skip
+def test_bulk(data: str, tmp_path: Path) -> None:
+    small = ("--data", data, "--only", "encode,score,int8,actors", "--layers", "1", "--rows", "16",
+             "--sizes", "16", "--rounds", "1", "--passage-length", "32", "--threads", "1",
+             "--questions", "8", "--corpus", "16", "--blocks", "4")  # fmt: skip
     lines = measured("bulk.py", tmp_path / "b.json", *small)
-    found = {line["name"].removeprefix("packages: "): line for line in lines}
+    found = {line["name"].removeprefix("made-up: "): line for line in lines}
     assert list(found) == [
         *(f"encode, {pooling}, 1 thread{what}" for pooling in ("mean", "cls")
           for what in ("", ", share of the limit", ", 1 - cosine")),
@@ -118,7 +129,9 @@ def test_mining(tmp_path: Path) -> None:
 def test_quality(tmp_path: Path) -> None:
     """Both sides, to the end: ours by the whole recipe, theirs by its trainers and its miner."""
     told = ("model.dual.towers=one", "model.dual.similarity=cosine", "model.dual.temperature=0.05",
-            "cluster.bulk.actors=0", "cluster.train.workers=0")  # fmt: skip
+            "cluster.bulk.actors=0", "cluster.train.workers=0", "cluster.train.threads=1",
+            *(f"steps.{step}.{few}=1" for step in ("dual_0", "dual_1", "dual_2")
+              for few in ("epochs", "evaluations")))  # fmt: skip
     small = [argument for setting in told for argument in ("--set", setting)]
     found = measured(
         "quality.py",

@@ -51,10 +51,15 @@ class Placed(Double):
 
 
 class Slow(Double):
-    """Takes half a second a block."""
+    """Takes half a second a block, until there is a file `hurry`."""
+
+    def __init__(self, *, hurry: str = "") -> None:
+        super().__init__()
+        self.hurry = hurry
 
     def __call__(self, item: Any) -> Made:
-        time.sleep(0.5)
+        if not os.path.exists(self.hurry):
+            time.sleep(0.5)
         return super().__call__(item)
 
 

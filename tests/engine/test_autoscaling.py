@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -27,8 +28,12 @@ SETTINGS = (
     "cluster.train.threads=1",
     # Long enough to lose a machine in the middle.
     "blocks.passages=4",
-    "blocks.queries=4",
+    "blocks.queries=8",
     "steps.dual_0.epochs=12",
+    # How well it learns is not asked.
+    "steps.dual_0.evaluations=1",
+    "steps.cross.evaluations=1",
+    "steps.cross.epochs=1",
 )
 
 
@@ -55,7 +60,7 @@ def trainer(out: Path, stage: str) -> int:
 
 
 LOSSES: list[tuple[str, str, Callable[[Path, str], int]]] = [
-    ("dual_0", "checkpoints/step-00000008/state.json", trainer),
+    ("dual_0", "checkpoints/step-*/state.json", trainer),
     ("dual_0_embeddings", "receipts/00002.json", maker),
     (LAST, "receipts/00002.json", maker),
 ]
@@ -63,28 +68,31 @@ LOSSES: list[tuple[str, str, Callable[[Path, str], int]]] = [
 
 
 def test_machines_come_and_go_and_one_lost_in_each_kind_of_work_changes_no_byte(
-    head: Head, tmp_path: Path
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     assert head.machines() == 0
-    process = start(out, *SETTINGS, "cluster.bulk.actors=1", until=LAST)
+    with start(out, *SETTINGS, "cluster.bulk.actors=1", until=LAST) as process:
 
-    def come_to(where: str) -> None:
-        there = lambda: process.poll() is not None or any(out.glob(where))  # noqa: E731
-        until(there, where, 300)
-        assert process.poll() is None, log_of(out).read_text()[-4000:]
+        def come_to(where: str) -> None:
+            there = lambda: process.poll() is not None or any(out.glob(where))  # noqa: E731
+            until(there, where, 300)
+            assert process.poll() is None, log_of(out).read_text()[-4000:]
 
-    come_to("stages/*/receipts/*.json")
-    assert head.machines() == 1
-    for stage, place, worker in LOSSES:
-        come_to(f"stages/{stage}-*/{place}")
-        if worker is trainer:
-            assert head.machines() == 2
-        os.kill(heads.parents()[worker(out, stage)], signal.SIGKILL)
-    assert process.wait(timeout=400) == 0, log_of(out).read_text()[-4000:]
+        come_to("stages/*/receipts/*.json")
+        assert head.machines() == 1
+        come_to("stages/dual_0-*/log.jsonl")
+        assert head.machines() == 2
+        for stage, place, worker in LOSSES:
+            come_to(f"stages/{stage}-*/{place}")
+            # With nothing in between: a worker that has ended by itself leads to no machine.
+            os.kill(heads.parents()[worker(out, stage)], signal.SIGKILL)
+        assert process.wait(timeout=400) == 0, log_of(out).read_text()[-4000:]
     check_log(out)
-    process = start(undisturbed, *SETTINGS, "cluster.bulk.actors=0", until=LAST)
-    assert process.wait(timeout=400) == 0, log_of(undisturbed).read_text()[-4000:]
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name)  # On a Ray of its own, which no machine must come for.
+    with start(undisturbed, *SETTINGS, "cluster.bulk.actors=0", until=LAST) as process:
+        assert process.wait(timeout=400) == 0, log_of(undisturbed).read_text()[-4000:]
     assert content(out) == content(undisturbed)
     until(lambda: head.machines() == 0, "the machines are gone", heads.IDLE + 60)
 
@@ -94,7 +102,9 @@ def check_log(out: Path) -> None:
     said = log_of(out).read_text()
     waits = "  waiting for machines. "
     assert f"{waits}1 bulk worker asks for CPU 1; 1 machine with CPU 0 (0 free) could" in said
-    assert f"{waits}2 training workers ask for CPU 1 each; 2 machines with CPU 1 " in said
+    asked = "2 training workers ask for CPU 1 each; "
+    # The machine of the blocks is still there, or was idle for too long.
+    assert re.search(rf"{re.escape(waits + asked)}[12] machines? with CPU [01] ", said)
     (log,) = out.glob("stages/dual_0-*/log.jsonl")
     starts = [json.loads(line) for line in log.read_text().splitlines() if '"start"' in line]
-    assert [line["start"]["from_step"] >= 8 for line in starts] == [False, True]
+    assert [line["start"]["from_step"] > 0 for line in starts] == [False, True]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,16 +40,28 @@ ENDLESS = (
 """Training that two workers do for hours."""
 
 
-@pytest.fixture
-def nodes() -> Iterator[Any]:
-    """A head that holds no work, as cluster.yaml has it."""
-    import ray
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """One that holds no work, as cluster.yaml has it."""
     from ray.cluster_utils import Cluster as Nodes
 
-    found = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
+    # Asked for a sign of life each second, and not every three: a node is killed here.
+    arguments = {"num_cpus": 0, "_system_config": {"health_check_period_ms": 1000}}
+    found = Nodes(initialize_head=True, head_node_args=arguments)
     yield found
-    ray.shutdown()
     found.shutdown()
+
+
+@pytest.fixture
+def nodes(head: Any) -> Iterator[Any]:
+    """The head, and the nodes that a test adds; none of them is there for the next."""
+    import ray
+
+    yield head
+    ray.shutdown()
+    for node in list(head.worker_nodes):
+        head.remove_node(node)
+    head.wait_for_nodes(timeout=120)  # Until the head knows, also of those that were killed.
 
 
 def told(nodes: Any, actors: int) -> Cluster:
@@ -57,10 +69,10 @@ def told(nodes: Any, actors: int) -> Cluster:
     return Cluster(address=nodes.address, bulk=bulk, train=TrainCluster(workers=0))
 
 
-def slow(folder: Path) -> Job:
+def slow(folder: Path, **settings: str) -> Job:
     items = [[100 + number] for number in range(BLOCKS)]
     draft = begun(Draft(folder / "slow", "slow", {}))
-    return Job(draft, Slow, {}, items, [str(item) for item in items])
+    return Job(draft, Slow, settings, items, [str(item) for item in items])
 
 
 def workers(job: Job) -> list[str]:
@@ -69,24 +81,23 @@ def workers(job: Job) -> list[str]:
 
 
 def test_a_node_comes_and_one_goes(nodes: Any, tmp_path: Path) -> None:
-    job, errors = slow(tmp_path), list[BaseException]()
-
-    def run() -> None:
-        try:
-            run_jobs([job], told(nodes, 2), lambda receipt: None)
-        except BaseException as error:
-            errors.append(error)
-
-    first = nodes.add_node(num_cpus=1)
-    thread = threading.Thread(target=run)  # Nodes are added from the main thread only.
-    thread.start()
-    until(lambda: len(workers(job)) >= 3, "the first node works")
-    nodes.add_node(num_cpus=1)
-    until(lambda: len(set(workers(job))) == 2, "the second node works, too")
-    nodes.remove_node(first, allow_graceful=False)
-    thread.join(timeout=200)
-    assert not thread.is_alive()
-    assert not errors
+    """The driver is a process of its own, which can be ended in the middle: a thread would outlive
+    the Ray it talks to, and nodes are added from the main thread only."""
+    hurry = tmp_path / "hurry"
+    job, first = slow(tmp_path, hurry=str(hurry)), nodes.add_node(num_cpus=1)
+    driver = get_context("spawn").Process(target=run_jobs, args=([job], told(nodes, 2), print))
+    driver.start()
+    try:
+        until(lambda: len(workers(job)) >= 3, "the first node works")
+        nodes.add_node(num_cpus=1)
+        until(lambda: len(set(workers(job))) == 2, "the second node works, too")
+        nodes.remove_node(first, allow_graceful=False)
+        hurry.touch()
+        driver.join(timeout=200)
+        assert driver.exitcode == 0
+    finally:
+        driver.kill()
+        driver.join()
     found = job.draft.finish({}, blocks=BLOCKS).read()["n"].to_pylist()
     assert found == [200 + 2 * number for number in range(BLOCKS)]
 
@@ -106,7 +117,7 @@ def test_training_that_no_machines_can_hold_stops(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines, and each of them alone would do for a bulk worker."""
-    monkeypatch.setattr(cluster, "ROOM_SECONDS", 2.0)
+    monkeypatch.setattr(cluster, "ROOM_SECONDS", 0.0)
     for _ in range(2):
         nodes.add_node(num_cpus=3)
     data = TrainingData(tmp_path / "data")
@@ -141,13 +152,12 @@ def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: 
 
     first, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
     out = tmp_path / "run"
-    process = start(out, *ENDLESS, f"cluster.address={nodes.address}", until="dual_0")
+    with start(out, *ENDLESS, f"cluster.address={nodes.address}", until="dual_0") as process:
 
-    def logged(what: str) -> bool:
-        assert process.poll() is None, log_of(out).read_text()[-3000:]
-        return any(what in log.read_text() for log in out.glob("stages/dual_0-*/log.jsonl"))
+        def logged(what: str) -> bool:
+            assert process.poll() is None, log_of(out).read_text()[-3000:]
+            return any(what in log.read_text() for log in out.glob("stages/dual_0-*/log.jsonl"))
 
-    try:
         until(lambda: logged('"loss"'), "it trains")
         client, deadline = GcsClient(address=nodes.address), int(time.time() + 600) * 1000
         assert client.drain_node(
@@ -156,9 +166,6 @@ def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: 
         until(lambda: logged('"notice"'), "it is told")
         saved = "stages/dual_0-*/checkpoints/*/state.json"
         until(lambda: any(out.glob(saved)), "it has saved")
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> None:
@@ -188,6 +195,12 @@ def test_where_machines_come_when_asked_the_wait_is_heard(
     cluster.connect(told(nodes, 1))
     room = cluster.Room("training worker", {"CPU": 1.0}, 2, "nothing")
     said: list[str] = []
+
+    def silent() -> bool:
+        heard = len(said)
+        time.sleep(1)
+        return len(said) == heard
+
     room.wait(told(nodes, 1), said.append)
     asked = "2 training workers ask for CPU 1 each; 2 machines with CPU 1 (1 free) could hold 1"
     assert said == [f"  waiting for machines. {asked}."]
@@ -198,10 +211,7 @@ def test_where_machines_come_when_asked_the_wait_is_heard(
         }
         nodes.add_node(num_cpus=1)
         until(lambda: room.now() == 2, "both have room")
-        time.sleep(0.2)  # What was just being said.
-        heard = len(said)
-        time.sleep(0.5)
-    assert len(said) == heard
+        until(silent, "silence", 30)
 
 
 def test_kuberay_names_groups_also_without_an_autoscaler(

@@ -26,6 +26,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # Of the first test, which makes all pages.
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian has it as `chromium`"),
 ]
 
@@ -60,9 +61,11 @@ def show(browser: Browser, path: Path, screen: str) -> Shown:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(
+    ablated: tuple[Place, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """A run with its audit, the ablation it is of, other people's texts, and an empty folder."""
-    place = Place(tmp_path_factory.mktemp("ablation"))
+    place = ablated[0].copied(tmp_path_factory.mktemp("ablation"))
     place.run(asked=Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both",)))
     audit.write(place.out / "seed-3", as_json=False)
     texts = small(tmp_path_factory.mktemp("texts"))
