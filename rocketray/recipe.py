@@ -440,8 +440,8 @@ class Reserved(Model):
     """All of a machine's put one worker on each. Bulk workers compute on one: more spread them
     where a machine's memory does not hold a model for every CPU."""
     gpus: bool | None = None
-    """One GPU per worker (bulk: of the stages with a model); null uses GPUs where the cluster has
-    them."""
+    """One GPU per worker (bulk: of the stages with a model); false leaves GPUs to others; null uses
+    them where the cluster has some."""
     accelerator: str | None = None
     """The GPU's type as Ray names it, such as H100, in a cluster of several; null takes any."""
 
