@@ -36,7 +36,7 @@ def test_killed_at_seven_places(undisturbed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("settings", [ALONE, ()], ids=["alone", "ray"])
+@pytest.mark.parametrize("settings", [ALONE, ("cluster.bulk.actors=0",)], ids=["alone", "ray"])
 def test_interrupted_says_how_to_go_on(tmp_path: Path, settings: tuple[str, ...]) -> None:
     out = tmp_path / "run"
     place = "stages/dual_0-*/checkpoints/step-00000004/state.json"

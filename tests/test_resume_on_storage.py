@@ -39,7 +39,7 @@ def names(folder: Path) -> set[str]:
 def test_killed_on_three_machines(
     on: Node, undisturbed: Path, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with s3.proxy(s3_server, s3.some(seed=5, share=0.03, stalls=2)) as (endpoint, proxy):
+    with s3.proxy(s3_server, s3.some(seed=5, share=0.03, stalls=1)) as (endpoint, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         for node, place in enumerate(PLACES):
             assert kill_at(on(f"machine-{node}"), place, *ALONE) == -signal.SIGKILL
