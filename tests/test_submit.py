@@ -16,7 +16,7 @@ from tests.runs import ALONE, content
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ON_RAY = ("cluster.train.threads=1", "steps.dual_0.epochs=20")
+ON_RAY = ("cluster.train.threads=1", "cluster.bulk.actors=0", "steps.dual_0.epochs=20")
 """Long enough to be stopped in the middle."""
 ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
