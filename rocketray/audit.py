@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.calibration import Pairs, keys
 from rocketray.errors import UserError
+from rocketray.lineage import Lineage
 from rocketray.recipe import Recipe
 from rocketray.report import audited, denoised
 from rocketray.schema import Verdict
@@ -129,14 +131,14 @@ class Run:
 
     def _cross_of(self, version: Version) -> str | None:
         """Digest of the cross-encoder behind a scored run, or behind verdicts on one."""
-        inputs: Mapping[str, str] = version.manifest["identity"].get("inputs", {})
-        if "scored" not in inputs:
-            return inputs.get("cross")
-        for path in self.folder.stages.glob("*_scored-*/manifest.json"):
-            scored = Version.open(path.parent)
-            if scored.digest == inputs["scored"]:
-                return self._cross_of(scored)
-        return None
+        inputs = self._lineage.inputs
+        own = inputs[version.path.name]
+        scored = self._lineage.folders.get(own["scored"], []) if "scored" in own else []
+        return next((inputs[folder].get("cross") for folder in scored), own.get("cross"))
+
+    @cached_property
+    def _lineage(self) -> Lineage:
+        return Lineage(self.folder.stages)
 
     @property
     def thresholds(self) -> dict[str, float]:

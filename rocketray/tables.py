@@ -303,7 +303,8 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
     }
     if "test" not in rows and "dev" in rows:
         rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], seed)
-    free, new = free_queries(queries, qrels), new_questions(queries, qrels)
+    free = free_queries(queries, qrels)
+    new = new_questions(queries, free)
     rows["unlabelled"] = schema.sample(new, recipe.augment.queries, seed)
     size = recipe.blocks.queries
     facts = {"unlabelled": {"asked_before": len(free) - len(new)}}
@@ -323,17 +324,18 @@ def free_queries(queries: Version, qrels: Mapping[str, Version]) -> np.ndarray:
     return np.union1d(free, _queries_of(qrels["hidden"])) if "hidden" in qrels else free
 
 
-def new_questions(
-    queries: Version, qrels: Mapping[str, Version], asked: Version | None = None
-) -> np.ndarray:
+def new_questions(queries: Version, free: np.ndarray, asked: Version | None = None) -> np.ndarray:
     """Rows of the unlabelled questions but for those in whose words a question with labels asks, of
     any split: a pseudo label must say nothing of a test question, nor contradict a person. Of
     several that ask the same the first stays.
 
     Args:
+        free: `free_queries`.
         asked: another table, whose questions are all unlabelled; None: those of `queries`.
     """
-    free, words = free_queries(queries, qrels), _words(queries)
+    if not asked and not len(free):
+        return free
+    words = _words(queries)
     with_labels = np.delete(words, free)
     if asked:
         free, words = np.arange(asked.rows), _words(asked)

@@ -99,9 +99,10 @@ def _fit_on_ray(
                 answer: dict[str, Any] = _trainer(job, told, workers, asked).fit().return_value
             return answer
         except TrainingFailedError as failure:  # No retry is left.
-            if _refused(job, failure) or _saved(job) <= before:
+            saved = _saved(job)
+            if _refused(job, failure) or saved <= before:
                 return {"error": _reason(job, failure)}
-            say(f"  {job.name} has lost its workers, and goes on from {_saved(job)}.")
+            say(f"  {job.name} has lost its workers, and goes on from {saved}.")
 
 
 def _trainer(job: Job, told: TrainCluster, workers: int, asked: Mapping[str, float]) -> Any:

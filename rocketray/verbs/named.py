@@ -18,6 +18,7 @@ from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats import open_dataset
+from rocketray.lineage import Lineage
 from rocketray.lines import text_lines
 from rocketray.model import cross_encoder, dual_encoder, published
 from rocketray.model.cross_encoder import CrossEncoder
@@ -35,7 +36,6 @@ from rocketray.tables import (
     read_questions,
     read_tables,
 )
-from rocketray.verbs.lineage import Lineage
 from rocketray.workflow import Spec, Workflow
 
 

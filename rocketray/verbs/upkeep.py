@@ -15,9 +15,9 @@ from rocketray import artifacts, storage
 from rocketray.artifacts import Draft, RunFolder, Version
 from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
+from rocketray.lineage import Lineage
 from rocketray.loop import claimed
 from rocketray.progress import Display, clock, megabytes
-from rocketray.verbs.lineage import Lineage
 
 State = Literal["current", "old", "unfinished"]
 

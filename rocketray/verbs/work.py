@@ -25,7 +25,7 @@ from rocketray.progress import Display
 from rocketray.recipe import Denoise as Rules
 from rocketray.schema import Verdict
 from rocketray.storage import shown
-from rocketray.tables import Tables, as_version, new_questions
+from rocketray.tables import Tables, as_version, free_queries, new_questions
 from rocketray.verbs import named, plain
 from rocketray.verbs.named import Questions
 from rocketray.verbs.plain import Names
@@ -262,9 +262,8 @@ def augment(
         hidden = tables.qrels.get("hidden") if asked.are_of(tables) else None
         for label, value in results.pseudo_labels(verdicts, hidden):
             flow.display.say(f"  {label:<32} {value}")
-        new = new_questions(
-            tables.queries, tables.qrels, None if asked.are_of(tables) else asked.texts
-        )
+        free = free_queries(tables.queries, tables.qrels)
+        new = new_questions(tables.queries, free, None if asked.are_of(tables) else asked.texts)
         left_out = "questions with labels, or asked before in the same words"
         _examples(flow, tables, asked, verdicts, {}, set(new.tolist()), left_out, negatives, to)
     return verdicts
