@@ -63,6 +63,15 @@ class Slow(Double):
         return super().__call__(item)
 
 
+class SlowPlaced(Slow):
+    """On a GPU, where there is one."""
+
+    gpu = True
+
+    def __init__(self, *, gpu: bool) -> None:
+        super().__init__()
+
+
 class Deadly(Double):
     """Is killed by the number `kills`, and by `crowd` numbers at once. Numbers are their own rows;
     one that is left out becomes 0."""

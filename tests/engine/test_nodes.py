@@ -9,7 +9,6 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -21,7 +20,7 @@ from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.heads import until
 from tests.model.training_data import TrainingData
 from tests.runs import log_of, start
-from tests.toys import Slow, begun
+from tests.toys import Slow, SlowPlaced, begun
 
 pytestmark = [
     pytest.mark.slow,
@@ -173,10 +172,10 @@ def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> Non
     nodes.add_node(num_cpus=4, num_gpus=4)
     nodes.add_node(num_cpus=4, num_gpus=1, resources={"accelerator_type:H100": 1})
     job = slow(tmp_path)
+    job = replace(job, stage=SlowPlaced, items=job.items[:4], keys=job.keys[:4])
     bulk = BulkCluster(actors=4, cpus=2, gpus=True, accelerator="H100")
     asked = Cluster(address=nodes.address, bulk=bulk, train=TrainCluster(workers=0))
-    with mock.patch.object(Slow, "gpu", True, create=True):
-        run_jobs([replace(job, items=job.items[:4], keys=job.keys[:4])], asked, lambda r: None)
+    run_jobs([job], asked, lambda receipt: None)
     assert len(set(workers(job))) == 1  # One GPU of the kind: one worker.
 
 
