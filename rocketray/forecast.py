@@ -26,7 +26,7 @@ from rich.table import Table
 from rocketray import recipe as recipes
 from rocketray import tables
 from rocketray.errors import UserError
-from rocketray.machines import GROUP_SECONDS, MACHINES, SPOT, Fleet, fleet
+from rocketray.machines import MACHINES, SPOT, Fleet, fleet
 from rocketray.model import weights
 from rocketray.plan import PAIR_BYTES, Counts, Shape, Task, Work
 from rocketray.progress import Display, clock, megabytes
@@ -187,8 +187,8 @@ def _trained(work: Work, fleet: Fleet) -> Time:
     compute = _alone(work, fleet) / workers
     bound = "network" if wire > compute else "shards" if workers < there else "compute"
     seconds = compute + wire
-    return Time(work.stage, GROUP_SECONDS + seconds,
-                bound if seconds > GROUP_SECONDS else "start", workers)  # fmt: skip
+    start = machine.group_seconds
+    return Time(work.stage, start + seconds, bound if seconds > start else "start", workers)
 
 
 def _alone(work: Work, fleet: Fleet) -> float:

@@ -29,7 +29,7 @@ CPU_FLOPS = 60e9
 POOL_SECONDS = 5.0
 """Until a pool of workers begins its first block: two cores that import torch took as long."""
 GROUP_SECONDS = 10.0
-"""Until a group of training workers begins its first step."""
+"""Until a group of training workers begins its first step, where nothing was measured."""
 SPOT = 0.4
 """Of the list price, that spot machines are taken to cost."""
 
@@ -48,6 +48,8 @@ class Machine:
     """Dollars an hour."""
     pool_seconds: float = POOL_SECONDS
     """Until a pool's first block begins."""
+    group_seconds: float = GROUP_SECONDS
+    """Until a training group's first step begins."""
     gpus: int = 0
     gpu: str = ""
     memory: float = 0.0

@@ -3,7 +3,8 @@
 As many processes as the run would have workers do the same small run at once, each with its share
 of the threads (or one process, where there is a GPU), through the code that a run runs. What `plan`
 counts of their blocks and training steps, over the seconds these took, are this machine's rates;
-starting a pool or a group of workers is not in them.
+starting a pool or a group of workers is not in them. How long a group takes to start follows from
+how long these processes took.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +48,9 @@ SHARE = 0.1
 """Of the passages, at most."""
 KEPT_SECONDS = 1.0
 """Until a pool begins on one machine, where its processes live on from the pool before."""
+GROUP_STARTS = 2.5
+"""Times what a probe's processes take to start, a training group takes: Ray's controller imports
+what they do, then its workers do, and Ray Train besides (docs/lab-notes.md)."""
 SEARCH = 0.8
 """Of a matrix product's speed, that exact search reaches (`benchmarks/retrieval.py`)."""
 
@@ -72,6 +77,17 @@ class Found:
     counts: Counts
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one process of a probe leaves."""
+
+    began: float
+    """When it had started, by the clock."""
+    rates: Mapping[Effort, float]
+    tokens: tuple[float, float]
+    """Means of questions and passages."""
+
+
 def probe(
     recipe: Recipe, dataset: Dataset, counts: Counts, dual: Shape, cross: Shape, folder: Path
 ) -> Found:
@@ -85,20 +101,22 @@ def probe(
     _sample(dataset, folder / "sample", sizes)
     told = _shortened(recipe, sizes, max(1, cpus // workers))
     arguments = [(told, folder, number, dual, cross) for number in range(workers)]
+    asked = time.time()
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        answers = pool.starmap(_measure, arguments)
-    found = [rates for rates, _ in answers]
+        found = pool.starmap(_measure, arguments)
+    one = found[0]
     machine = Machine(
         "this machine", cpus,
-        {effort: statistics.mean(rates[effort] for rates in found) for effort in found[0]},
+        {effort: statistics.mean(each.rates[effort] for each in found) for effort in one.rates},
         network=math.inf, pool_seconds=KEPT_SECONDS,
+        group_seconds=GROUP_STARTS * max(each.began - asked for each in found),
         gpus=gpus,
         gpu=torch.cuda.get_device_name() if gpu else "",
     )  # fmt: skip
-    query_tokens, passage_tokens = answers[0][1]
     bulk = recipe.cluster.bulk.actors
     fleet = Fleet(machine, 1, trainers, 1 if bulk == 0 else bulk)
-    return Found(fleet, replace(counts, query_tokens=query_tokens, passage_tokens=passage_tokens))
+    queries, passages = one.tokens
+    return Found(fleet, replace(counts, query_tokens=queries, passage_tokens=passages))
 
 
 def counted(dataset: Dataset, folder: Path) -> Counts:
@@ -202,10 +220,8 @@ def _shortened(recipe: Recipe, sizes: Sizes, threads: int) -> Recipe:
 # ------------------------------------------------------------------------------- one process
 
 
-def _measure(
-    told: Recipe, folder: Path, number: int, dual: Shape, cross: Shape
-) -> tuple[dict[Effort, float], tuple[float, float]]:
-    """Rates of this process, and the mean tokens of questions and passages."""
+def _measure(told: Recipe, folder: Path, number: int, dual: Shape, cross: Shape) -> Measured:
+    began = time.time()
     with loop.claimed(folder / f"run-{number}", take_over=False) as run:
         flow = Workflow(told, run, Display(quiet=True))
         ready = pipeline.prepare(flow, open_dataset(folder / "sample"))
@@ -218,7 +234,7 @@ def _measure(
         counts = replace(
             plan.counts_of(ready), query_tokens=tokens[0], passage_tokens=tokens[1]
         )  # fmt: skip
-        return _rates(flow, plan.Task(told, counts, dual, cross)), tokens
+        return Measured(began, _rates(flow, plan.Task(told, counts, dual, cross)), tokens)
 
 
 def _tokens(ready: Ready) -> tuple[float, float]:
@@ -229,12 +245,9 @@ def _tokens(ready: Ready) -> tuple[float, float]:
         (TokenStore(version.path), np.arange(version.rows))
         for version in (ready.dual_tokens.queries, ready.dual_tokens.passages)
     )
-    return (
-        float(assembler.query_lengths(*queries, model.query_length, model.query_prompt).mean()),
-        float(
-            assembler.passage_lengths(*passages, model.passage_length, model.passage_prompt).mean()
-        ),
-    )
+    asked = assembler.query_lengths(*queries, model.query_length, model.query_prompt)
+    told = assembler.passage_lengths(*passages, model.passage_length, model.passage_prompt)
+    return float(asked.mean()), float(told.mean())
 
 
 def _rates(flow: Workflow, task: plan.Task) -> dict[Effort, float]:
