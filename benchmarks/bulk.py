@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=192, help="passages encoded, pairs scored")
     parser.add_argument("--questions", type=int, default=100, help="of int8 and mining")
     parser.add_argument("--corpus", type=int, default=800, help="passages of int8 and mining")
-    parser.add_argument("--blocks", type=int, default=24, help="of actors")
+    parser.add_argument("--blocks", type=int, default=12, help="of actors")
     parser.add_argument("--sizes", default="16,32,64,128,256", help="batches of theirs to try")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="1,2")
@@ -407,7 +407,11 @@ class Work:
 
 
 def actors(told: argparse.Namespace) -> list[Result]:
-    """Rows per second between the first and the last finished block: no start-up in it."""
+    """Rows per second between the first and the last finished block: no start-up in it.
+
+    Ray Data needs 0.2 s to give a task its next block (0.02 s an actor), whatever the block. They
+    are as small as a comparison in turns allows, some 12 s on a core; a recipe's take minutes.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return [result for work in works(told) for result in pools(told, work, pool)]
 
@@ -431,7 +435,7 @@ def pools(told: argparse.Namespace, work: Work, one: Pool) -> list[Result]:
 
 def works(told: argparse.Namespace) -> list[Work]:
     """The same texts, and the same pairs, in each block."""
-    size = told.rows // 4
+    size = told.rows
     mean, cross = (Tokenizer(model_of(told, name)) for name in ("mean", "cross"))
     blocks = write_store(told, "blocks", mean, told.texts[:size], told.blocks)
     questions = [question for question, _ in told.pairs[: size // 2]]

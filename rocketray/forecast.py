@@ -36,9 +36,6 @@ DEVICES = (1, 8, 64, 512)
 PASSAGES = (10**7, 10**9)
 """What the table of scale asks for."""
 CPU_ONLY = {"ingest", "tokenise", "lexical"}
-NVLINK = 200e9
-"""Bytes a second between GPUs of one machine, and between processes of one CPU machine: so much
-that it never shows."""
 DRIVER_BYTES = 22
 """Of the driver's memory, a passage (`benchmarks/scale.py`)."""
 GB = 1e9
@@ -161,10 +158,15 @@ def show(found: Mapping[str, Any], fleet: Fleet, task: Task, display: Display) -
 
 
 def times(works: Sequence[Work], fleet: Fleet) -> list[Time]:
-    return [_trained(work, fleet) if work.steps else _mapped(work, fleet) for work in works]
+    """In this order: training takes the place of the processes of the pool before it."""
+    after_pool = [False, *(not work.steps for work in works)]
+    return [
+        _trained(work, fleet) if work.steps else _mapped(work, fleet, kept)
+        for work, kept in zip(works, after_pool, strict=False)
+    ]
 
 
-def _mapped(work: Work, fleet: Fleet) -> Time:
+def _mapped(work: Work, fleet: Fleet, kept: bool) -> Time:
     there = fleet.count * fleet.machine.cpus if work.efforts.keys() & CPU_ONLY else fleet.devices
     there = fleet.bulk_workers or there
     workers = max(1, min(there, work.blocks))
@@ -174,7 +176,7 @@ def _mapped(work: Work, fleet: Fleet) -> Time:
     network = (work.reads + work.writes / fleet.count) / fleet.machine.network
     bound = "network" if network > compute else "blocks" if workers < there else "compute"
     seconds = max(compute, network)
-    start = fleet.machine.pool_seconds
+    start = fleet.machine.kept_seconds if kept else fleet.machine.pool_seconds
     return Time(work.stage, start + seconds, bound if seconds > start else "start", workers)
 
 
@@ -182,7 +184,7 @@ def _trained(work: Work, fleet: Fleet) -> Time:
     there = fleet.train_workers or fleet.devices
     workers = max(1, min(there, work.shards))
     machine = fleet.machine
-    link = NVLINK if workers <= machine.devices else machine.network / machine.devices
+    link = machine.link if workers <= machine.devices else machine.network / machine.devices
     wire = work.steps * work.sent * (workers - 1) / workers / link
     compute = _alone(work, fleet) / workers
     bound = "network" if wire > compute else "shards" if workers < there else "compute"

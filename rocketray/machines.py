@@ -30,6 +30,8 @@ POOL_SECONDS = 5.0
 """Until a pool of workers begins its first block: two cores that import torch took as long."""
 GROUP_SECONDS = 10.0
 """Until a group of training workers begins its first step, where nothing was measured."""
+NVLINK = 200e9
+"""Bytes a second between GPUs of one machine."""
 SPOT = 0.4
 """Of the list price, that spot machines are taken to cost."""
 
@@ -48,8 +50,12 @@ class Machine:
     """Dollars an hour."""
     pool_seconds: float = POOL_SECONDS
     """Until a pool's first block begins."""
+    kept_seconds: float = POOL_SECONDS
+    """The same, right after another pool, whose processes may live on."""
     group_seconds: float = GROUP_SECONDS
     """Until a training group's first step begins."""
+    link: float = NVLINK
+    """Bytes a second between training workers of this machine."""
     gpus: int = 0
     gpu: str = ""
     memory: float = 0.0

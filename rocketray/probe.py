@@ -3,8 +3,8 @@
 As many processes as the run would have workers do the same small run at once, each with its share
 of the threads (or one process, where there is a GPU), through the code that a run runs. What `plan`
 counts of their blocks and training steps, over the seconds these took, are this machine's rates;
-starting a pool or a group of workers is not in them. How long a group takes to start follows from
-how long these processes took.
+starting a pool or a group of workers is not in them. How long these take to start follows from how
+long the probe's processes took; how fast gradients come together is measured between them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from rocketray import lines, loop, pipeline, plan
 from rocketray import recipe as recipes
 from rocketray.artifacts import Version, read_json
 from rocketray.formats import BadLine, Dataset, Source, cut, open_dataset, records
 from rocketray.formats.generated import write_jsonl, write_qrels
-from rocketray.machines import PER_CPU, Fleet, Machine
+from rocketray.machines import NVLINK, PER_CPU, Fleet, Machine
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.inference import device
 from rocketray.model.machine import matmul_flops
@@ -47,10 +48,12 @@ REACHED = 0.5
 SHARE = 0.1
 """Of the passages, at most."""
 KEPT_SECONDS = 1.0
-"""Until a pool begins on one machine, where its processes live on from the pool before."""
+"""Until a pool begins on one machine, where its processes live on from a pool right before it."""
 GROUP_STARTS = 2.5
 """Times what a probe's processes take to start, a training group takes: Ray's controller imports
 what they do, then its workers do, and Ray Train besides (docs/lab-notes.md)."""
+REDUCED = 2**24
+"""Numbers that are summed over the processes at once: 64 MiB."""
 SEARCH = 0.8
 """Of a matrix product's speed, that exact search reaches (`benchmarks/retrieval.py`)."""
 
@@ -86,6 +89,8 @@ class Measured:
     rates: Mapping[Effort, float]
     tokens: tuple[float, float]
     """Means of questions and passages."""
+    link: float
+    """Bytes a second to the next process."""
 
 
 def probe(
@@ -100,17 +105,16 @@ def probe(
     sizes = _sizes(recipe, counts, dual, cross, workers)
     _sample(dataset, folder / "sample", sizes)
     told = _shortened(recipe, sizes, max(1, cpus // workers))
-    arguments = [(told, folder, number, dual, cross) for number in range(workers)]
+    arguments = [(told, folder, number, workers, dual, cross) for number in range(workers)]
     asked = time.time()
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         found = pool.starmap(_measure, arguments)
-    one = found[0]
+    one, start = found[0], max(each.began - asked for each in found)
     machine = Machine(
         "this machine", cpus,
         {effort: statistics.mean(each.rates[effort] for each in found) for effort in one.rates},
-        network=math.inf, pool_seconds=KEPT_SECONDS,
-        group_seconds=GROUP_STARTS * max(each.began - asked for each in found),
-        gpus=gpus,
+        network=math.inf, pool_seconds=start, kept_seconds=KEPT_SECONDS,
+        group_seconds=GROUP_STARTS * start, link=one.link, gpus=gpus,
         gpu=torch.cuda.get_device_name() if gpu else "",
     )  # fmt: skip
     bulk = recipe.cluster.bulk.actors
@@ -220,7 +224,9 @@ def _shortened(recipe: Recipe, sizes: Sizes, threads: int) -> Recipe:
 # ------------------------------------------------------------------------------- one process
 
 
-def _measure(told: Recipe, folder: Path, number: int, dual: Shape, cross: Shape) -> Measured:
+def _measure(
+    told: Recipe, folder: Path, number: int, workers: int, dual: Shape, cross: Shape
+) -> Measured:
     began = time.time()
     with loop.claimed(folder / f"run-{number}", take_over=False) as run:
         flow = Workflow(told, run, Display(quiet=True))
@@ -234,7 +240,25 @@ def _measure(told: Recipe, folder: Path, number: int, dual: Shape, cross: Shape)
         counts = replace(
             plan.counts_of(ready), query_tokens=tokens[0], passage_tokens=tokens[1]
         )  # fmt: skip
-        return Measured(began, _rates(flow, plan.Task(told, counts, dual, cross)), tokens)
+        rates = _rates(flow, plan.Task(told, counts, dual, cross))
+    link = _link(folder / "group", number, workers) if workers > 1 else NVLINK
+    return Measured(began, rates, tokens, link)
+
+
+def _link(meeting: Path, number: int, workers: int) -> float:
+    """Bytes a second that each process sends on while all sum up a gradient, by the median of five
+    (the first warms up)."""
+    dist.init_process_group("gloo", f"file://{meeting}", rank=number, world_size=workers)
+    gradient = torch.zeros(REDUCED)
+    seconds = []
+    for _ in range(6):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(gradient)
+        seconds.append(time.perf_counter() - start)
+    dist.destroy_process_group()
+    sent = 2 * gradient.nbytes * (workers - 1) / workers  # Around a ring, there and back.
+    return sent / statistics.median(seconds[1:])
 
 
 def _tokens(ready: Ready) -> tuple[float, float]:

@@ -160,6 +160,15 @@ def test_a_pools_start_may_be_most_of_it() -> None:
     assert found.bound == "start"
 
 
+def test_a_pool_after_a_pool_finds_its_processes() -> None:
+    """Training between them takes their place."""
+    machine = replace(PLAIN, pool_seconds=9.0, kept_seconds=1.0)
+    works = [mapped(), mapped(), trained(), mapped()]
+    found = forecast.times(works, Fleet(machine))
+    base = 20 + 0.75 * 5
+    assert [found[n].seconds - base for n in (0, 1, 3)] == [9, 1, 9]
+
+
 def trained(**about: float) -> Work:
     told = {"steps": 10, "shards": 8, "sent": 0.0} | about
     return Work("dual_0", 80, "rows", {"train_dual": 8000.0}, **told)  # type: ignore[arg-type]
@@ -168,6 +177,13 @@ def trained(**about: float) -> Work:
 def test_training_on_one_machine() -> None:
     (found,) = forecast.times([trained()], Fleet(PLAIN))
     assert (found.bound, found.seconds) == ("compute", GROUP_SECONDS + 20)
+
+
+def test_gradients_take_time_within_one_machine_too() -> None:
+    """4 workers, of which each sends 3/4 of 1,000 bytes ten times, at 500 a second."""
+    machine = replace(PLAIN, link=500.0, group_seconds=3.0)
+    (found,) = forecast.times([trained(sent=1000.0)], Fleet(machine))
+    assert found.seconds == 3 + 20 + 10 * 750 / 500
 
 
 def test_training_across_machines_sends_gradients() -> None:
