@@ -7,7 +7,7 @@ Of a bulk stage on W workers, which are never more than its blocks:
 (half a block because the last workers wait for the last block), and of training on W workers, never
 more than a step has shards:
 
-    seconds = start + steps * (efforts / rates / W + bytes sent * (W - 1) / W / network) + dev
+    seconds = start + steps * (efforts / rates / W + bytes sent * (W - 1) / W / link) + dev
 
 Efforts and bytes are those of `plan`, rates those of `machines` or of a probe of this machine.
 """
