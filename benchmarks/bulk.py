@@ -410,7 +410,7 @@ def actors(told: argparse.Namespace) -> list[Result]:
     """Rows per second between the first and the last finished block: no start-up in it.
 
     Ray Data needs 0.2 s to give a task its next block (0.02 s an actor), whatever the block. They
-    are as small as a comparison in turns allows, some seconds; a recipe's take minutes.
+    are as small as a comparison in turns allows, some 12 s; a recipe's take minutes.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return [result for work in works(told) for result in pools(told, work, pool)]

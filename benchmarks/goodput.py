@@ -268,8 +268,7 @@ def compared(plain: list[Stage], killed: list[Stage]) -> Iterator[Result]:
         yield Result(name=f"{name}, blocks begun again", value=again, unit="blocks", better="lower")
     good, bad = (sum(stage.good() for stage in run) for run in (plain, killed))
     yield Result(name="good time", value=good / bad, unit="", target=0.9)
-    busy, less = (sum(s.working() for s in run) / sum(s.good() for s in run)
-                  for run in (plain, killed))  # fmt: skip
+    busy, less = sum(s.working() for s in plain) / good, sum(s.working() for s in killed) / bad
     yield Result(name="seconds of blocks, undisturbed", value=busy, unit="of good")
     yield Result(name="seconds of blocks, disturbed", value=less, unit="of good")
     yield Result(name="good time, by seconds of blocks", value=less / busy, unit="", target=0.9)
