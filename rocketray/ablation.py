@@ -1,6 +1,7 @@
 """`rocketray ablate`: the paper's Table 3 on anybody's data, over several seeds, with one command.
 
     DIR/seed-13/       an ordinary run; beside its four models lie those of the other rows
+    DIR/seed-13.parquet    what it came to; enough in its stead (rocketray/seeds.py)
     DIR/ablation.json  what came of it; .md and .html for people
     DIR/times.json     seconds by row and seed: they never repeat, so they stand apart
 
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from rocketray.recipe import DualStep, HardStep, Recipe
 from rocketray.report import ablation as page
 from rocketray.report import denoised
 from rocketray.schema import Verdict
+from rocketray.seeds import Seed, path_of, shared
 from rocketray.workflow import Workflow
 
 Make = Callable[[Workflow, Ready, "Row"], None]
@@ -143,24 +145,51 @@ def ablate(
     rows = planned(recipe, asked)
     display = display or Display()
     _check_folder(out)
-    dataset = tables.locate(recipe, out, data, unlabelled)
-    found: list[dict[str, Any]] = []
-    for number in range(seeds):
-        seed = recipe.seed + number
-        folder = out / f"seed-{seed}"
-        display.say(f"rocketray: recipe {recipe.name}, seed {seed} ({number + 1} of {seeds})")
-        if number == 0:
+    wanted = range(recipe.seed, recipe.seed + seeds)
+    brought = brought_seeds(out, wanted, recipe, rows)
+    missing = [seed for seed in wanted if seed not in brought]
+    if missing:
+        dataset = tables.locate(recipe, out, data, unlabelled)
+    for number, seed in enumerate(wanted, start=1):
+        display.say(f"rocketray: recipe {recipe.name}, seed {seed} ({number} of {seeds})")
+        if number == 1:
             say_departures(recipe, display)
+        if seed in brought:
+            display.say(f"  taken from {path_of(out, seed)}")
+            continue
+        folder = out / f"seed-{seed}"
         with claimed(folder, take_over) as claim:
-            if number:
-                lend(out / f"seed-{recipe.seed}", folder)
+            if seed != missing[0]:
+                lend(out / f"seed-{missing[0]}", folder)
             told = recipes.changed(recipe, [f"seed={seed}", f"data.seed={recipe.data_seed}"])
-            found.append(one_seed(told, rows, Workflow(told, claim, display), dataset))
+            one_seed(told, rows, Workflow(told, claim, display), dataset).write(out)
+    found = [Seed.read(path_of(out, seed)) for seed in wanted]
+    for other in found[1:]:
+        other.check(path_of(out, other.seed), found[0].origin, [row.name for row in rows])
     return conclude(out, recipe, asked, rows, found, display)
 
 
+def brought_seeds(
+    out: Path, wanted: Iterable[int], recipe: Recipe, rows: Sequence[Row]
+) -> list[int]:
+    """Seeds of which the file is here and the run is not: they were trained elsewhere.
+
+    Raises:
+        UserError: one of them does not belong here.
+    """
+    brought = [
+        seed
+        for seed in wanted
+        if path_of(out, seed).exists() and not (out / f"seed-{seed}").exists()
+    ]
+    for seed in brought:
+        path = path_of(out, seed)
+        Seed.read(path).check(path, {"recipe": shared(recipe)}, [row.name for row in rows])
+    return brought
+
+
 def _check_folder(out: Path) -> None:
-    ours = re.compile(r"seed-\d+|data|ablation\..*|times\.json|\..*")
+    ours = re.compile(r"seed-\d+(\.parquet)?|data|ablation\..*|times\.json|\..*")
     if storage.mirrored(storage.locate(out)):
         raise UserError(f"{out}: an ablation's folder must be on a file system, not a url.")
     if out.exists() and not out.is_dir():
@@ -272,7 +301,7 @@ def groups(recipe: Recipe) -> list[int]:
 # --------------------------------------------------------------------------------- making rows
 
 
-def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset) -> dict[str, Any]:
+def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset) -> Seed:
     """A whole run, then the other rows: what was measured and what it took."""
     artifacts.write_text(flow.folder.path / "recipe.yaml", recipes.dump(told))
     ready = pipeline.prepare(flow, dataset)
@@ -289,16 +318,18 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
         before = set(flow.made)
         row.make(flow, ready, row)
         own[row.name] = tuple(name for name in flow.made if name not in before)
-    return {
-        "seed": told.seed,
-        "measured": {name: measured(flow, name, run) for name, run in runs_of(flow, rows)},
-        "groups": results.groups(flow),
-        "facts": {name: facts(flow, name) for name in own},
-        "seconds": {name: seconds(flow, stages) for name, stages in own.items()},
-        "cross": cross_quality(flow),
-        "removed": removed(flow),
-        "pool": dict(flow.made["both_train"].facts) if "both_train" in flow.made else None,
-    }
+    read = ("passages", "queries", "test_queries", results.held_out(flow).name)
+    return Seed(
+        seed=told.seed,
+        origin={"recipe": shared(told), "tables": {n: flow.made[n].digest for n in read}},
+        measured={name: measured(flow, name, run) for name, run in runs_of(flow, rows)},
+        groups=results.groups(flow),
+        facts={name: facts(flow, name) for name in own},
+        seconds={name: seconds(flow, stages) for name, stages in own.items()},
+        cross=cross_quality(flow),
+        removed=removed(flow),
+        pool=dict(flow.made["both_train"].facts) if "both_train" in flow.made else None,
+    )
 
 
 def first_step(flow: Workflow, ready: Ready, row: Row) -> None:
@@ -445,32 +476,34 @@ def removed(flow: Workflow) -> dict[str, list[float]]:
 
 
 def conclude(
-    out: Path, recipe: Recipe, asked: Asked, rows: Sequence[Row], found: list[dict[str, Any]],
+    out: Path, recipe: Recipe, asked: Asked, rows: Sequence[Row], found: Sequence[Seed],
     display: Display,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare, show, and write what people open."""
     words = report.MODELS | {row.name: row.words for row in rows}
     measured_rows = {
-        name: Measured(name, words[name], [seed["measured"][name] for seed in found],
-                       [seed["facts"].get(name, {}) for seed in found], found[0]["groups"])
-        for name in found[0]["measured"]
+        name: Measured(name, words[name], [seed.measured[name] for seed in found],
+                       [seed.facts.get(name, {}) for seed in found], found[0].groups)
+        for name in found[0].measured
+        if name in words
     }  # fmt: skip
     shown = {
         "recipe": recipe.name,
-        "seeds": [seed["seed"] for seed in found],
+        "seeds": [seed.seed for seed in found],
         "departures": [str(departure) for departure in recipes.departures(recipe)],
         **compared(measured_rows, f"in_batch_{asked.in_batch}", rows_by_kind(rows, recipe, asked)),
-        "cross": mean_of([seed["cross"] for seed in found if seed["cross"]]),
+        "cross": mean_of([seed.cross for seed in found if seed.cross]),
         "removed": {
-            verdict: mean_by_rank([seed["removed"][verdict] for seed in found])
-            for verdict in found[0]["removed"]
+            verdict: mean_by_rank([seed.removed[verdict] for seed in found])
+            for verdict in found[0].removed
         },
-        "pool": mean_of([seed["pool"] for seed in found if seed["pool"]]),
+        "pool": mean_of([seed.pool for seed in found if seed.pool]),
     }
     shown["notes"] = notes(shown)
     times = {
-        name: {str(seed["seed"]): seed["seconds"][name] for seed in found}
-        for name in found[0]["seconds"]
+        name: {str(seed.seed): seed.seconds[name] for seed in found}
+        for name in found[0].seconds
+        if name in words
     }
     artifacts.write_json(out / "ablation.json", shown)
     artifacts.write_json(out / "times.json", times)

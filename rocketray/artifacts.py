@@ -106,6 +106,13 @@ def write_text(path: Path, text: str) -> None:
     publish(temporary, path)
 
 
+def write_table(path: Path, table: pa.Table) -> None:
+    """A Parquet file by itself, with its schema's metadata, atomically."""
+    temporary = _temporary(path)
+    pq.write_table(table, temporary, compression="zstd")
+    publish(temporary, path)
+
+
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 

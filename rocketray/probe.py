@@ -31,7 +31,7 @@ from rocketray.formats.generated import write_jsonl, write_qrels
 from rocketray.machines import NVLINK, PER_CPU, Fleet, Machine
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.inference import device
-from rocketray.model.machine import matmul_flops
+from rocketray.model.machine import keep_freed_memory, matmul_flops
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.pipeline import Ready
 from rocketray.plan import Counts, Effort, Shape
@@ -52,6 +52,8 @@ KEPT_SECONDS = 1.0
 GROUP_STARTS = 2.5
 """Times what a probe's processes take to start, a training group takes: Ray's controller imports
 what they do, then its workers do, and Ray Train besides (docs/lab-notes.md)."""
+RAY_CPUS = 0.35
+"""Of one CPU, that Ray's processes and the driver take while workers work: on two cores a sixth."""
 REDUCED = 2**24
 """Numbers that are summed over the processes at once: 64 MiB."""
 SEARCH = 0.8
@@ -110,14 +112,16 @@ def probe(
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         found = pool.starmap(_measure, arguments)
     one, start = found[0], max(each.began - asked for each in found)
+    bulk = recipe.cluster.bulk.actors
+    left = 1 - RAY_CPUS / cpus if not gpu and bulk != 0 else 1.0
     machine = Machine(
         "this machine", cpus,
-        {effort: statistics.mean(each.rates[effort] for each in found) for effort in one.rates},
+        {effort: left * statistics.mean(each.rates[effort] for each in found)
+         for effort in one.rates},
         network=math.inf, pool_seconds=start, kept_seconds=KEPT_SECONDS,
         group_seconds=GROUP_STARTS * start, link=one.link, gpus=gpus,
         gpu=torch.cuda.get_device_name() if gpu else "",
     )  # fmt: skip
-    bulk = recipe.cluster.bulk.actors
     fleet = Fleet(machine, 1, trainers, 1 if bulk == 0 else bulk)
     queries, passages = one.tokens
     return Found(fleet, replace(counts, query_tokens=queries, passage_tokens=passages))
@@ -228,6 +232,8 @@ def _measure(
     told: Recipe, folder: Path, number: int, workers: int, dual: Shape, cross: Shape
 ) -> Measured:
     began = time.time()
+    if workers > 1 and device().type == "cpu":
+        keep_freed_memory()  # As training's workers do.
     with loop.claimed(folder / f"run-{number}", take_over=False) as run:
         flow = Workflow(told, run, Display(quiet=True))
         ready = pipeline.prepare(flow, open_dataset(folder / "sample"))

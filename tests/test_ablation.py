@@ -164,6 +164,27 @@ def test_what_people_open_says_what_the_json_does(ablated: tuple[Place, dict[str
     assert times["undenoised"]["3"] > 0
 
 
+def test_seeds_of_several_machines_meet_as_files(
+    ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, _ = ablated
+    place = undisturbed.copied(tmp_path).watched(monkeypatch)
+    for name in ("seed-3", "seed-4"):
+        shutil.rmtree(place.out / name)  # Its file stays.
+        (place.out / "ablation.json").unlink()
+        place.run()
+        found, expected = (p.out / "ablation.json" for p in (place, undisturbed))
+        assert found.read_bytes() == expected.read_bytes()
+    assert not place.trained
+    assert not place.bulk
+    assert not (place.out / "seed-4").exists()
+    with pytest.raises(UserError, match=r"seed-3\.parquet lacks the rows also_kl"):
+        place.run(asked=Asked(in_batch=4, also=("kl",)))
+    place.recipe.write_text(place.recipe.read_text().replace("depth: 5, neg", "depth: 4, neg"))
+    with pytest.raises(UserError, match=r"recipe\.denoise\.depth 5 -> 4"):
+        place.run()
+
+
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_as_if_undisturbed(
     ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ from rocketray.engine.metrics import TrainMetrics
 from rocketray.errors import UserError
 from rocketray.model.gather import told_by_workers
 from rocketray.model.inference import device
+from rocketray.model.machine import keep_freed_memory
 from rocketray.model.trainer import Job, Result, check, train
 from rocketray.recipe import Cluster, TrainCluster
 
@@ -209,7 +210,10 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
         job = replace(job, threads=max(1, _cores() // beside))
     try:
         told = TrainMetrics(job.name) if get_context().get_world_rank() == 0 else None
-        return asdict(train(job, device=get_device(), on_step=told, leaving=_leaving))
+        device = get_device()
+        if device.type == "cpu":
+            keep_freed_memory()  # This process ends with its training.
+        return asdict(train(job, device=device, on_step=told, leaving=_leaving))
     except Superseded as error:  # All workers stop with it, in a folder that is another's by now.
         return {"error": str(error)}
     except UserError as error:  # Ours to explain, not Ray's to retry.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import time
@@ -26,6 +27,26 @@ def choose_precision(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "tf32"
     faster = matmul_flops(device, torch.bfloat16) / matmul_flops(device, torch.float32)
     return "bfloat16" if faster >= CLEARLY else "float32"
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory it frees, for what it allocates next; for good.
+
+    A training step frees and allocates the same hundreds of MiB, which glibc gives back to the
+    kernel and asks for again, page by page: 25,000 faults a step of 8 pairs. Where several
+    processes of a machine do so, steps take a seventh longer (docs/lab-notes.md). Not for processes
+    that go on to other work. Preloading another allocator would ask as much of every user.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # Another C library, which has its own ways.
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, -1)
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Of malloc.h."""
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
