@@ -53,7 +53,7 @@ class Counts:
     """Mean over questions, special tokens included; so of passages."""
     passage_tokens: float = 80
     pseudo: float = 0.5
-    """Share of the unlabelled questions that will get a pseudo label: nobody knows before."""
+    """Share of the unlabelled questions that will become examples: nobody knows before."""
 
     @property
     def pair_tokens(self) -> float:
