@@ -667,7 +667,7 @@ def plan(
     ] = None,
     passage_tokens: Annotated[float | None, typer.Option(help="Mean of a passage's [80].")] = None,
     pseudo: Annotated[
-        float | None, typer.Option(help="Share of unlabelled questions to get a label [0.5].")
+        float | None, typer.Option(help="Share of unlabelled questions to become examples [0.5].")
     ] = None,
     machine: Annotated[
         list[str] | None,
