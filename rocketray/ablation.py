@@ -1,9 +1,9 @@
 """`rocketray ablate`: the paper's Table 3 on anybody's data, over several seeds, with one command.
 
-    DIR/seed-13/       an ordinary run; beside its four models lie those of the other rows
-    DIR/seed-13.parquet    what it came to; enough in its stead (rocketray/seeds.py)
-    DIR/ablation.json  what came of it; .md and .html for people
-    DIR/times.json     seconds by row and seed: they never repeat, so they stand apart
+    DIR/seed-13/         an ordinary run; beside its four models lie those of the other rows
+    DIR/seed-13.parquet  what it came to; enough in its stead (rocketray/seeds.py)
+    DIR/ablation.json    what came of all; .md and .html for people
+    DIR/times.json       seconds by row and seed: they never repeat, so they stand apart
 
 A row is a model, or a list somebody else ordered, measured on the test questions. What rows share
 (tables, tokens, dual_0, its runs, the cross-encoder, its scores) is made once per seed; what no
