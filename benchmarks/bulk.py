@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, in_two_processes, interleaved, line, ratios, report
 from training import packages, read_pairs, rows_of
 
-from rocketray import measures, pipeline
+from rocketray import labelling, measures, preparation, retrieval
 from rocketray.artifacts import Draft, RunFolder, commit_block, read_table
 from rocketray.engine.bulk import Job, run_jobs
 from rocketray.formats import open_dataset
@@ -587,10 +587,10 @@ def mine(told: argparse.Namespace, out: RunFolder, negative_below: float) -> Min
     )
     start = time.perf_counter()
     flow = Workflow(recipe, out, Display(quiet=True))
-    ready = pipeline.prepare(flow, open_dataset(told.source))
-    run = pipeline.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["train"]})
+    ready = preparation.prepare(flow, open_dataset(told.source))
+    run = retrieval.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["train"]})
     positives, found = ready.tables.qrels["train"], run["initial"]["train"]
-    pipeline.denoise(flow, ready, found, ready.cross, positives, recipe.denoise)
+    labelling.denoise(flow, ready, found, ready.cross, positives, recipe.denoise)
     seconds = time.perf_counter() - start
     pairs = sum(len(read_table(path)) for path in out.path.glob("pairs/*/*.parquet"))
     return Mined(seconds, pairs)

@@ -41,12 +41,12 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, report
 
-from rocketray import pipeline, recipe
+from rocketray import labelling, preparation, recipe
 from rocketray.artifacts import RunFolder, Version
 from rocketray.formats import open_dataset, records
 from rocketray.formats.packages import write_packages
 from rocketray.formats.sources import cut
-from rocketray.pipeline import Ready
+from rocketray.preparation import Ready
 from rocketray.progress import Display
 from rocketray.schema import PASSAGES, QUERIES, RUN
 from rocketray.stages.encode import Encode
@@ -150,9 +150,9 @@ def start(told: Namespace, flow: Workflow, passages: int, queries: int) -> tuple
     )
     run = table("run", queries, run_block)
     told_models = flow.recipe.model
-    dual = pipeline.initial_dual(flow, told_models.dual)
-    cross = pipeline.initial_cross(flow, told_models.cross)
-    dual_tokens, cross_tokens = pipeline.tokenise(flow, tables, dual, cross)
+    dual = preparation.initial_dual(flow, told_models.dual)
+    cross = preparation.initial_cross(flow, told_models.cross)
+    dual_tokens, cross_tokens = preparation.tokenise(flow, tables, dual, cross)
     return Ready(tables, dual, cross, dual_tokens, cross_tokens), run
 
 
@@ -194,7 +194,7 @@ def made(told: Namespace, folder: Path, actors: int, kills: int = 0) -> list[Sta
     with Killer(folder, "embeddings", blocks[0], kills - kills // 2) as first:
         (embeddings,) = flow.bulk(encode)
     with Killer(folder, "scored", blocks[1], kills // 2) as second:
-        scored = pipeline.score(flow, ready, "scored", run, ready.cross, DEPTH)
+        scored = labelling.score(flow, ready, "scored", run, ready.cross, DEPTH)
     return [Stage(embeddings, first.seconds()), Stage(scored, second.seconds())]
 
 

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, line, report
 
-from rocketray import loop, pipeline, recipe
+from rocketray import loop, preparation, recipe, retrieval
 from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_qrels
 from rocketray.progress import Display, Meter
@@ -126,8 +126,8 @@ def measure(folder: Path, size: int, actors: int) -> dict[str, Any]:
     start = time.monotonic()
     with loop.claimed(folder / "run", take_over=False) as run, display.peaks("all"):
         flow = Workflow(told, run, display)
-        ready = pipeline.prepare(flow, open_dataset(folder / "data"))
-        pipeline.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["test"]})
+        ready = preparation.prepare(flow, open_dataset(folder / "data"))
+        retrieval.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["test"]})
         rows = {row["stage"]: row["rows"] for row in flow.timings()}
     display.found["all"] |= {"seconds": time.monotonic() - start}
     for name, stage in STAGES.items():

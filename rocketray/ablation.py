@@ -26,7 +26,20 @@ import pandas as pd
 import pyarrow as pa
 from rich.table import Table
 
-from rocketray import artifacts, measures, pipeline, report, results, schema, storage, tables
+from rocketray import (
+    artifacts,
+    labelling,
+    learning,
+    measures,
+    pipeline,
+    preparation,
+    report,
+    results,
+    retrieval,
+    schema,
+    storage,
+    tables,
+)
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.comparison import Measured, compared
@@ -36,7 +49,7 @@ from rocketray.formats import Dataset
 from rocketray.loop import claimed, say_departures
 from rocketray.model import weights as initial_weights
 from rocketray.model.order import steps_of
-from rocketray.pipeline import Ready
+from rocketray.preparation import Ready
 from rocketray.progress import Display, clock
 from rocketray.recipe import DualStep, HardStep, Recipe
 from rocketray.report import ablation as page
@@ -304,7 +317,7 @@ def groups(recipe: Recipe) -> list[int]:
 def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset) -> Seed:
     """A whole run, then the other rows: what was measured and what it took."""
     artifacts.write_text(flow.folder.path / "recipe.yaml", recipes.dump(told))
-    ready = pipeline.prepare(flow, dataset)
+    ready = preparation.prepare(flow, dataset)
     if "test" not in ready.tables.chosen:
         raise UserError("an ablation needs judged questions: add qrels/test.tsv or qrels/dev.tsv.")
     if "unlabelled" not in ready.tables.chosen:
@@ -341,9 +354,9 @@ def first_step(flow: Workflow, ready: Ready, row: Row) -> None:
 def other_weights(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_0 from other initial weights, with their tokenizer (the paper's Table 6)."""
     told = recipes.changed(flow.recipe, row.settings).model.dual
-    dual = pipeline.initial_dual(flow, told, f"{row.name}_initial")
-    wanted = {f"{row.name}_": pipeline.readings(dual)}
-    (tokens,) = pipeline.token_stores(flow, ready.tables, wanted)
+    dual = preparation.initial_dual(flow, told, f"{row.name}_initial")
+    wanted = {f"{row.name}_": preparation.readings(dual)}
+    (tokens,) = preparation.token_stores(flow, ready.tables, wanted)
     other = replace(ready, dual=dual, dual_tokens=tokens)
     finish(flow, other, row, flow.made["dual_0_examples"], flow.recipe.steps.dual_0)
 
@@ -352,13 +365,13 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_1 by other rules, for as many steps."""
     changed = recipes.changed(flow.recipe, row.settings)
     told, positives = changed.steps.dual_1, _positives(flow, ready)
-    run = pipeline.pool(flow, ready, flow.made["dual_0_train"], changed.denoise)
+    run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise)
     verdicts = flow.made["denoise"]
     if changed.denoise != flow.recipe.denoise:
-        verdicts = pipeline.denoise(
+        verdicts = labelling.denoise(
             flow, ready, run, flow.made["cross"], positives, changed.denoise, f"{row.name}_verdicts"
         )
-    examples = pipeline.hard_examples(
+    examples = learning.hard_examples(
         flow, ready, row.name, verdicts, positives, run, told=told
     )  # fmt: skip
     told = equally_long(told, examples.rows, flow.made["dual_1_examples"].rows)
@@ -394,8 +407,8 @@ def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
     size = flow.recipe.blocks.queries
     pseudo = tables.as_version(flow, f"{row.name}_verdicts", kept, size)
     told = flow.recipe.steps.dual_2
-    run = pipeline.pool(flow, ready, flow.made["dual_0_train"], flow.recipe.denoise)
-    examples = pipeline.hard_examples(
+    run = labelling.pool(flow, ready, flow.made["dual_0_train"], flow.recipe.denoise)
+    examples = learning.hard_examples(
         flow, ready, row.name, flow.made["denoise"], _positives(flow, ready), run, pseudo, told
     )
     finish(flow, ready, row, examples, told)
@@ -403,8 +416,8 @@ def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
 
 def finish(flow: Workflow, ready: Ready, row: Row, examples: Version, told: DualStep) -> None:
     """Train a row's model and search the test questions with it."""
-    model = pipeline.train_dual(flow, ready, row.name, examples, told)
-    pipeline.retrieve(flow, ready, {row.name: model}, {row.name: ["test"]})
+    model = learning.train_dual(flow, ready, row.name, examples, told)
+    retrieval.retrieve(flow, ready, {row.name: model}, {row.name: ["test"]})
 
 
 def _positives(flow: Workflow, ready: Ready) -> Version:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast, get_args
 
-from rocketray import artifacts, own_examples, pipeline, plan, results, storage, tables
+from rocketray import artifacts, own_examples, pipeline, plan, preparation, results, storage, tables
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
 from rocketray.engine.cluster import job_has_ended
@@ -47,7 +47,7 @@ def run(
         for warning in dataset.warnings:
             display.say(f"  note: {warning}")
         try:
-            ready = pipeline.prepare(flow, dataset)
+            ready = preparation.prepare(flow, dataset)
             display.show(plan.table(recipe, ready))
             pipeline.run(flow, ready)
             results.conclude(flow)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from rocketray import pipeline, schema, storage
+from rocketray import learning, preparation, schema, storage
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats.examples_file import Text, open_examples
@@ -190,27 +190,27 @@ def _tables(flow: Workflow, own: Own, qrels: pa.Table, held_out: pa.Table) -> Ta
 
 def _train_dual(flow: Workflow, told: FirstStep, tables: Tables, examples: Version) -> Version:
     model = flow.recipe.model.dual
-    weights = pipeline.initial_dual(flow, model)
+    weights = preparation.initial_dual(flow, model)
     inputs = _inputs(flow, tables, weights, "")
     inputs |= {"examples": examples, "qrels": tables.qrels["train"]}
-    extra = pipeline.dual_settings(told)
-    dev = pipeline.dual_dev(flow, tables)
-    return pipeline.train(flow, "dual", "dual", told, inputs, dev, extra)
+    extra = learning.dual_settings(told)
+    dev = learning.dual_dev(flow, tables)
+    return learning.train(flow, "dual", "dual", told, inputs, dev, extra)
 
 
 def _train_cross(
     flow: Workflow, told: CrossStep, tables: Tables, examples: Version, dev: Dev | None
 ) -> Version:
     model = flow.recipe.model.cross
-    weights = pipeline.initial_cross(flow, model)
+    weights = preparation.initial_cross(flow, model)
     inputs = _inputs(flow, tables, weights, "cross_")
     inputs |= {"examples": examples}
-    extra = pipeline.cross_settings(told)
-    return pipeline.train(flow, "cross", "cross", told, inputs, dev, extra)
+    extra = learning.cross_settings(told)
+    return learning.train(flow, "cross", "cross", told, inputs, dev, extra)
 
 
 def _inputs(flow: Workflow, tables: Tables, weights: Version, prefix: str) -> dict[str, Version]:
-    (tokens,) = pipeline.token_stores(flow, tables, {prefix: pipeline.readings(weights)})
+    (tokens,) = preparation.token_stores(flow, tables, {prefix: preparation.readings(weights)})
     stores = {"query_tokens": tokens.queries, "passage_tokens": tokens.passages}
     return {"weights": weights, **stores}
 

@@ -19,8 +19,9 @@ from rich.table import Table
 
 from rocketray.model.flops import BACKWARD, of_forward
 from rocketray.model.order import steps_of
-from rocketray.pipeline import Ready, list_depths
+from rocketray.preparation import Ready
 from rocketray.recipe import DualStep, FirstStep, HardStep, Recipe
+from rocketray.retrieval import list_depths
 
 Effort = Literal[
     "ingest", "tokenise", "encode", "search", "score", "lexical", "train_dual", "train_cross"

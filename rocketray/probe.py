@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rocketray import lines, loop, pipeline, plan
+from rocketray import labelling, learning, lines, loop, plan, preparation, retrieval
 from rocketray import recipe as recipes
 from rocketray.artifacts import Version, read_json
 from rocketray.formats import BadLine, Dataset, Source, cut, open_dataset, records
@@ -33,8 +33,8 @@ from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.inference import device
 from rocketray.model.machine import keep_freed_memory, matmul_flops
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
-from rocketray.pipeline import Ready
 from rocketray.plan import Counts, Effort, Shape
+from rocketray.preparation import Ready
 from rocketray.progress import Display
 from rocketray.recipe import Recipe
 from rocketray.workflow import Workflow
@@ -236,12 +236,12 @@ def _measure(
         keep_freed_memory()  # As training's workers do.
     with loop.claimed(folder / f"run-{number}", take_over=False) as run:
         flow = Workflow(told, run, Display(quiet=True))
-        ready = pipeline.prepare(flow, open_dataset(folder / "sample"))
-        model = pipeline.train_dual(flow, ready, "dual_0", pipeline.first_examples(flow, ready))
-        found = pipeline.retrieve(flow, ready, {"dual_0": model}, {"dual_0": ["train"]})["dual_0"]
+        ready = preparation.prepare(flow, open_dataset(folder / "sample"))
+        model = learning.train_dual(flow, ready, "dual_0", learning.first_examples(flow, ready))
+        found = retrieval.retrieve(flow, ready, {"dual_0": model}, {"dual_0": ["train"]})["dual_0"]
         positives = ready.tables.qrels["train"]
-        trained = pipeline.train_cross(flow, ready, found, positives)
-        pipeline.denoise(flow, ready, found["train"], trained, positives, told.denoise)
+        trained = learning.train_cross(flow, ready, found, positives)
+        labelling.denoise(flow, ready, found["train"], trained, positives, told.denoise)
         tokens = _tokens(ready)
         counts = replace(
             plan.counts_of(ready), query_tokens=tokens[0], passage_tokens=tokens[1]

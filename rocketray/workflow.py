@@ -116,6 +116,11 @@ class Workflow:
             for spec, (_, found) in zip(specs, before, strict=True)
         ]
 
+    def choosing(self, spec: Spec) -> Spec:
+        """A stage that chooses something by itself, told where its workers write it down."""
+        path = self.folder.draft(spec.name, spec.identity()).path / "choices.json"
+        return replace(spec, given={**spec.given, "choices": str(path)})
+
     def _job(self, spec: Spec, draft: Draft) -> Job:
         people = self.made.get(spec.unit)
         return replace(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray import artifacts, calibration, cli, loop, pipeline, results
+from rocketray import artifacts, calibration, cli, loop, pipeline, preparation, results
 from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.errors import UserError
 from rocketray.formats.generated import words, write_generated
@@ -550,7 +550,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "prepare", interrupt)
+    monkeypatch.setattr(preparation, "prepare", interrupt)
     assert command(new(tmp_path)) == 130
     assert "stopped. The same command goes on from here." in capsys.readouterr().err
 

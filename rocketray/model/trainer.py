@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,7 +24,6 @@ import torch
 
 from rocketray import storage
 from rocketray.artifacts import (
-    RunFolder,
     Superseded,
     Version,
     publish,
@@ -33,11 +32,12 @@ from rocketray.artifacts import (
     write_text,
 )
 from rocketray.errors import UserError
-from rocketray.model import checkpoints, trackers
+from rocketray.model import checkpoints, towers, trackers
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dev import Dev, cross_mrr, dual_mrr
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.gather import sum_over_workers, told_by_workers, workers
+from rocketray.model.job import Job, Result
 from rocketray.model.machine import (
     Precision,
     choose_precision,
@@ -57,7 +57,6 @@ from rocketray.model.optimizer import (
 )
 from rocketray.model.order import Order, steps_of
 from rocketray.model.steps import CrossStep, DualStep, Examples, Feed, Objective, Tally
-from rocketray.model.weights import DROPOUT_FIELDS
 
 __all__ = ["Dev", "Job", "Result", "check", "train"]
 
@@ -76,108 +75,6 @@ ROOM = 0.85
 
 CPU_TOKENS = 1536
 """Tokens of a shard on a CPU. As fast as up to 4,096, in 0.72 of the memory (six layers of 384)."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
-    """Everything `train` needs, as plain values: it is pickled to the workers."""
-
-    kind: Literal["dual", "cross"]
-    weights: Path
-    """Folder written by `DualEncoder.save` or `CrossEncoder.save`: the initial weights."""
-    examples: Path
-    """Version folder of an EXAMPLES table."""
-    query_tokens: Path
-    passage_tokens: Path
-    """Token stores the rows of `examples` point into."""
-    out: Path
-    """Gets `model/` (the result), `checkpoints/` and `best/`. Shared by all workers."""
-    run_folder: RunFolder | None = None
-    """Where `out` is: training stops once somebody else has become its writer."""
-    qrels: Path | None = None
-    """Version folder of a QRELS table: known positives, used only to mask columns."""
-    scored: tuple[Path, ...] = ()
-    """Version folders of SCORED tables, for `mask_ce_above`."""
-    dev: Dev | None = None
-
-    epochs: float = 1
-    global_batch: int = 64
-    """Dual: examples. Cross: pairs; an example with n negatives is 1 + n pairs."""
-    micro_shard: int = 8
-    """Rows (dual) or pairs (cross) in one forward; part of the recipe when there is dropout."""
-    learning_rate: float = 3e-5
-    """Peak."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """After the warm-up: down to zero, or flat."""
-    weight_decay: float = 0.0
-    """Decoupled; never on biases and norms."""
-    clip: float = 1.0
-    """Largest global gradient norm; 0 = no clipping."""
-    in_batch: int | None = None
-    """None: every passage of the global batch is a column. g: only those of the row's group of
-    g consecutive rows (the paper's in-batch baseline), whatever the number of workers."""
-    mask_known: bool = True
-    """Drop columns known to answer the row's query. The paper does not."""
-    mask_ce_above: float | None = None
-    """Drop columns, too, to which `scored` gives the row's query a ce_score above this."""
-    mask_margin: float | None = None
-    """Drop columns, too, that are more similar than the positive by more than this."""
-    loss: Mapping[str, float] | str = field(default_factory=dict)
-    """Dual: weights by name, as in `steps.Objective`; none given is RocketQA's. Cross:
-    `pointwise` (the default) or `listwise`."""
-    dimensions: tuple[int, ...] = ()
-    """Matryoshka: leading parts of the embedding that must each serve by themselves."""
-    adversarial: float = 0.0
-    """Cross: length of the step that moves the word embeddings against the model."""
-    grad_cache: bool = True
-    """Forward twice, keep the activations of one shard only. Same gradient either way."""
-    chunk: int = 512
-    """Rows of logits that exist at once."""
-    precision: Precision = "float32"
-    """bfloat16: autocast, weights and loss stay float32. float64: for parity tests. auto: decided
-    once per run, by machine.py, and kept over a resume."""
-    recompute: bool = False
-    """Keep no activations inside the encoder's layers and make them again in backward."""
-    compile: bool = False
-    """Compile the encoder's layers (torch.compile)."""
-    seed: int = 0
-    evaluations: int = 1
-    """Dev evaluations over the run, evenly spaced; the last step always has one."""
-    patience: int | None = None
-    """Stop after this many evaluations in a row without a better one; None: never."""
-    checkpoint_every: int = 100
-    """Steps."""
-    log_path: Path | None = None
-    """JSON lines: one per step and one per dev evaluation."""
-    threads: int | None = None
-    """Torch threads of one worker; None leaves them alone."""
-    name: str = "training"
-    """What trackers call the run."""
-    trackers: tuple[trackers.Name, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What came out; the weights themselves are in `out/model`."""
-
-    steps: int
-    best_step: int
-    """The step whose weights are in `out/model`."""
-    dev_mrr: float | None
-    """MRR@10 on dev of those weights; None without dev."""
-    history: list[tuple[int, float]] = field(default_factory=list)
-    """(step, dev MRR@10) of every evaluation."""
-    negatives_per_query: int
-    rows: int
-    """Examples (dual) or pairs (cross) in one epoch."""
-    skipped: int
-    """Steps dropped for a NaN or an infinity."""
-    precision: str
-    """What was used, also where `auto` decided."""
-    micro_shard: int
-    """What was used, also where a smaller one had to be found."""
 
 
 OnStep = Callable[[int, int, float], None]
@@ -257,12 +154,12 @@ class Trainer:
         self.job = job = self._decided()
         self.model.to(device, torch.float64 if job.precision == "float64" else torch.float32)
         if device.type == "cpu":
-            _touch_few_words(self.model)
+            towers.touch_few_words(self.model)
         if job.recompute:
-            _recompute(self.model)
+            towers.recompute(self.model)
         if job.compile:
             self._check_compilable()
-            _compile(self.model)
+            towers.compile_layers(self.model)
         self.step_of = self._step_of(Examples.open(job.examples))
         batch = max(1, job.global_batch // self.step_of.units_per_row)
         self.order = Order(self.step_of.rows, batch, job.seed)
@@ -312,7 +209,7 @@ class Trainer:
     def _shard_tokens(self) -> int | None:
         """On a CPU shards of long texts hold fewer rows: activations stay near the cache, and their
         memory is bounded by tokens. Not with dropout, whose random numbers belong to the shards."""
-        here = self.device.type == "cpu" and not _has_dropout(self.model)
+        here = self.device.type == "cpu" and not towers.has_dropout(self.model)
         return CPU_TOKENS if here else None
 
     # ---- choices: made once, written down, kept over a resume
@@ -368,10 +265,10 @@ class Trainer:
             self._warn("A step's activations do not fit the GPU's memory: grad_cache is on now.")
             return {"grad_cache": True}
         half = size // 2
-        if half and not _has_dropout(self.model):
+        if half and not towers.has_dropout(self.model):
             self._warn(f"micro_shard {size} does not fit the GPU's memory: {half}.")
             return {"micro_shard": half}
-        able = _cannot_recompute(self.model) is None
+        able = towers.cannot_recompute(self.model) is None
         cure = "Set recompute, or shorten the texts." if able else "Shorten the texts."
         if half:
             cure = f"With dropout its size is part of the result: set it to {half}"
@@ -382,7 +279,7 @@ class Trainer:
         """A shard that is forwarded twice must draw the same masks, and two compiled graphs, with
         gradient and without, need not."""
         twice = self.job.kind == "dual" or self.job.recompute  # grad_cache may yet be chosen.
-        if twice and _has_dropout(self.model):
+        if twice and towers.has_dropout(self.model):
             raise UserError(
                 "compile needs a model without dropout here: a shard's two compiled forwards may"
                 " draw other masks. Set dropout=0 (model.dual.dropout, model.cross.dropout), or"
@@ -828,56 +725,6 @@ def _scored_above(scored: Version, threshold: float) -> np.ndarray:
     passages = pc.list_flatten(table["passages"]).to_numpy()
     above = pc.list_flatten(table["ce_scores"]).to_numpy() > threshold
     return np.stack([queries[above], passages[above]])
-
-
-def _has_dropout(model: DualEncoder | CrossEncoder) -> bool:
-    """Whether two forwards in training differ. Some rates stand in the configuration alone."""
-    return any(
-        isinstance(rate, float) and rate > 0
-        for tower in _towers(model)
-        for rate in (getattr(tower.config, name, 0.0) for name in DROPOUT_FIELDS)
-    )
-
-
-def _towers(model: DualEncoder | CrossEncoder) -> list[Any]:
-    return [model.model] if isinstance(model, CrossEncoder) else [model.query, model.passage]
-
-
-def _touch_few_words(model: DualEncoder | CrossEncoder) -> None:
-    """Let a shard's backward add to its own words' gradient rows in place, instead of making and
-    adding a table of the whole vocabulary: a tenth of a small model's step on a CPU. A GPU fills
-    such a table in no time."""
-    for tower in _towers(model):
-        tower.get_input_embeddings().sparse = True
-
-
-def _cannot_recompute(model: DualEncoder | CrossEncoder) -> str | None:
-    """The architecture that transformers has no activation checkpointing for, if it is one."""
-    foreign = (type(t).__name__ for t in _towers(model) if not t.supports_gradient_checkpointing)
-    return next(foreign, None)
-
-
-def _recompute(model: DualEncoder | CrossEncoder) -> None:
-    if name := _cannot_recompute(model):
-        raise UserError(
-            f"recompute: transformers cannot for {name}. Set recompute=false; a smaller micro_shard"
-            " or shorter texts need less memory, too."
-        )
-    for tower in _towers(model):
-        # transformers 5 renamed it on the way.
-        old = "gradient_checkpointing_enable"
-        new = "activation_checkpointing_enable"
-        getattr(tower, new if hasattr(tower, new) else old)({"use_reentrant": False})
-
-
-def _compile(model: DualEncoder | CrossEncoder) -> None:
-    """Layer by layer: they are alike, so one compilation serves them all. The last layer of
-    `first_token` is called in parts, and stays as it is."""
-    for tower in _towers(model):
-        for stack in tower.modules():
-            if isinstance(stack, torch.nn.ModuleList):
-                for layer in stack:
-                    layer.compile(dynamic=True)
 
 
 def _save_model(model: DualEncoder | CrossEncoder, folder: Path) -> None:

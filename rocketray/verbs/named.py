@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rocketray import artifacts, measures, pipeline, schema, storage
+from rocketray import artifacts, measures, pipeline, preparation, schema, storage
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
@@ -23,7 +23,7 @@ from rocketray.lines import text_lines
 from rocketray.model import cross_encoder, dual_encoder, published
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.weights import read_settings
-from rocketray.pipeline import Reading, Ready, Tokens
+from rocketray.preparation import Reading, Ready, Tokens
 from rocketray.recipe import Recipe
 from rocketray.stages.ingest import Ids, shown
 from rocketray.tables import (
@@ -108,10 +108,10 @@ def dual(flow: Workflow, name: str, overrides: Sequence[str] = ()) -> Version:
     """
 
     def others() -> Version:
-        source = pipeline.weights_of(flow, name)
+        source = preparation.weights_of(flow, name)
         said = published.dual_options(source)
         told = _options("dual", said, name, overrides).model.dual
-        return pipeline.initial_dual(flow, told, slug(name))
+        return preparation.initial_dual(flow, told, slug(name))
 
     return _model(flow, name, dual_encoder.KIND, overrides, others)
 
@@ -124,10 +124,10 @@ def cross(flow: Workflow, name: str, overrides: Sequence[str] = ()) -> Version:
     """
 
     def others() -> Version:
-        source = pipeline.weights_of(flow, name)
+        source = preparation.weights_of(flow, name)
         said = published.cross_options(source)
         length = _options("cross", said, name, overrides).model.cross.length
-        identity = pipeline.from_weights(flow, name, {"length": length})
+        identity = preparation.from_weights(flow, name, {"length": length})
 
         def make(folder: Path) -> dict[str, Any]:
             CrossEncoder.trained(source, length=length).save(folder / "model")
@@ -173,7 +173,7 @@ def _known_models(folder: RunFolder, kind: str) -> str:
     known = [
         name
         for name in folder.current()
-        if (own := _own(folder, name)) and pipeline.model_settings(own)["kind"] == kind
+        if (own := _own(folder, name)) and preparation.model_settings(own)["kind"] == kind
     ]
     return f" {folder} has: {', '.join(known)}." if known else ""
 
@@ -205,7 +205,7 @@ def ready(flow: Workflow, tables: Tables, model: Version) -> Ready:
     """What the pipeline's functions need for one model: it stands for both, since each of them
     reads the half it is about."""
     sides = zip(("query", "passage"), (tables.queries, tables.passages), strict=True)
-    readings = pipeline.readings(model)
+    readings = preparation.readings(model)
     found: list[Version | Spec] = []
     for reading, (side, table) in zip(readings, sides, strict=True):
         unit = "queries" if side == "query" else "passages"

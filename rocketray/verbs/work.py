@@ -15,7 +15,16 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from rocketray import artifacts, measures, pipeline, results, schema, storage
+from rocketray import (
+    artifacts,
+    labelling,
+    measures,
+    preparation,
+    results,
+    retrieval,
+    schema,
+    storage,
+)
 from rocketray import recipe as recipes
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
@@ -88,7 +97,7 @@ def size(version: Version, what: str) -> str:
 
 def described(model: Version) -> str:
     """A model's settings, on a line."""
-    told = pipeline.model_settings(model)
+    told = preparation.model_settings(model)
     words = ", ".join(f"{name} {value!r}" for name, value in told.items() if name != "kind")
     return f"{model.name}: {words}"
 
@@ -150,7 +159,7 @@ def encode(
 def embedded(flow: Workflow, tables: Tables, dual: Version) -> Version:
     """Every passage's embedding."""
     ready = named.ready(flow, tables, dual)
-    pipeline.retrieve(flow, ready, {dual.name: dual}, {dual.name: []})
+    retrieval.retrieve(flow, ready, {dual.name: dual}, {dual.name: []})
     return flow.made[f"{dual.name}_embeddings"]
 
 
@@ -161,7 +170,7 @@ def retrieve(
     """The k best passages of each question: a run, also as `runs/NAME.trec`."""
     with opened("retrieve", out, data, overrides, (), take_over, display) as (flow, tables):
         dual = named.dual(flow, model, overrides)
-        pipeline.check_index(flow, dual)
+        preparation.check_index(flow, dual)
         asked = named.questions(flow, tables, queries)
         if asked.rows is None:
             raise ValueError("questions without rows come from a foreign run, and are not asked.")
@@ -172,7 +181,7 @@ def retrieve(
         purpose = f"{asked.name}_top{k}"
         these = Tables(tables.passages, asked.texts, {}, {purpose: asked.rows})
         ready = named.ready(flow, these, dual)
-        runs = pipeline.retrieve(
+        runs = retrieval.retrieve(
             flow, ready, {dual.name: dual}, {dual.name: [purpose]}, {purpose: k}
         )
         run = runs[dual.name][purpose]
@@ -234,7 +243,7 @@ def denoise(
             )
         scored = _scored(flow, tables, found, asked, model, k, overrides)
         positives = as_version(flow, "judgements", judged)
-        spec = pipeline.denoise_spec(
+        spec = labelling.denoise_spec(
             f"{scored.name}_denoised", scored, positives, _uncalibrated(flow)
         )
         (verdicts,) = flow.bulk(spec)
@@ -257,7 +266,7 @@ def augment(
         found, asked = named.run(flow, tables, run, queries)
         scored = _scored(flow, tables, found, asked, model, k, overrides)
         (verdicts,) = flow.bulk(
-            pipeline.augment_spec(f"{scored.name}_augmented", scored, _uncalibrated(flow))
+            labelling.augment_spec(f"{scored.name}_augmented", scored, _uncalibrated(flow))
         )
         hidden = tables.qrels.get("hidden") if asked.are_of(tables) else None
         for label, value in results.pseudo_labels(verdicts, hidden):
@@ -282,12 +291,12 @@ def index(
     options = (f"retrieve.index={json.dumps(factory)}",)
     with opened("index", out, data, overrides, options, take_over, display) as (flow, tables):
         dual = named.dual(flow, model, overrides)
-        pipeline.check_index(flow, dual)
+        preparation.check_index(flow, dual)
         plan(
             flow, model=described(dual), encode=size(tables.passages, "passages"), index=factory
         )  # fmt: skip
         ready = named.ready(flow, tables, dual)
-        made = pipeline.searched(flow, ready, {dual.name: dual})[dual.name].indexes
+        made = retrieval.searched(flow, ready, {dual.name: dual})[dual.name].indexes
         assert made is not None  # The option asks for it.
         times(flow)
         folder = flow.folder.path / "index"
@@ -333,10 +342,10 @@ def _scored(
     plan(
         flow, model=described(cross), run=f"{run.name}: {size(run, 'questions')}",
         score=f"up to {run.rows * k:,} pairs, the first {k:,} of each question",
-        pairs=f"looked up and kept in {shown(pipeline.pairs_folder(flow))}",
+        pairs=f"looked up and kept in {shown(labelling.pairs_folder(flow))}",
     )  # fmt: skip
     ready = named.ready(flow, Tables(tables.passages, asked.texts, {}, {}), cross)
-    scored = pipeline.score(flow, ready, f"{run.name}_by_{cross.name}", run, cross, k)
+    scored = labelling.score(flow, ready, f"{run.name}_by_{cross.name}", run, cross, k)
     pairs, known = scored.facts["pairs"], scored.facts["known"]
     flow.display.say(
         f"  {pairs:,} pairs: {known:,} were known, {pairs - known:,} were scored"

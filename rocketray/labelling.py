@@ -1,0 +1,251 @@
+"""What the cross-encoder says of passages found: scores, verdicts, pseudo labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rocketray import artifacts, calibration, storage
+from rocketray.artifacts import Version
+from rocketray.errors import UserError
+from rocketray.preparation import Ready
+from rocketray.recipe import LEXICAL_DEPTH, Recipe
+from rocketray.recipe import Denoise as Rules
+from rocketray.retrieval import lexical, lexical_spec
+from rocketray.stages.answers import AnswerPositives
+from rocketray.stages.augment import Augment
+from rocketray.stages.denoise import Denoise, TrustAll
+from rocketray.stages.pool import Pool
+from rocketray.stages.score import Score
+from rocketray.workflow import Spec, Workflow
+
+
+def score(
+    flow: Workflow, ready: Ready, name: str, run: Version, cross: Version, depth: int,
+    beside: Sequence[Spec] = (),
+) -> Version:  # fmt: skip
+    """A run's top passages with the cross-encoder's probabilities; known pairs are not scored.
+
+    Args:
+        beside: other work for the same pool of workers.
+    """
+    told = _scoring(flow.recipe)
+    store = pairs_folder(flow) / _pair_store(cross, told)
+    spec = Spec(
+        name=name,
+        stage=Score,
+        inputs={
+            "cross": cross,
+            "run": run,
+            "query_tokens": ready.cross_tokens.queries,
+            "passage_tokens": ready.cross_tokens.passages,
+        },
+        settings={"depth": depth, **told},
+        over="run",
+    )
+    known = _known_pairs(flow.folder.draft(name, spec.identity()).path, store)
+    scored = flow.bulk(flow.choosing(replace(spec, given={"known": known})), *beside)[0]
+    _keep_pairs(scored, store)
+    return scored
+
+
+def pairs_folder(flow: Workflow) -> Path:
+    """Where scored pairs are kept: a store that several runs share, or the run's own."""
+    return storage.locate(flow.recipe.cluster.pairs or flow.folder.path / "pairs").absolute()
+
+
+def _scoring(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe changes a ce_score."""
+    told = recipe.score
+    if told.recheck is None:
+        return {"precision": told.precision}
+    thresholds = list(_thresholds(recipe.denoise).values())
+    recheck = {"within": told.recheck, "thresholds": thresholds, "seed": recipe.seed}
+    return {"precision": told.precision, "recheck": recheck}
+
+
+def _pair_store(cross: Version, told: Mapping[str, Any]) -> str:
+    """Scores of one cross-encoder in one precision: others would not be what was asked for."""
+    plain = told == {"precision": "auto"}
+    return cross.digest if plain else f"{cross.digest}-{artifacts.fingerprint(told)}"
+
+
+def _known_pairs(stage: Path, store: Path) -> list[str]:
+    """Files of scores made before this stage began. Written down, so that a resumed stage knows
+    the same pairs, makes the same batches, and so the same bytes.
+
+    Raises:
+        UserError: the stage is not finished, and the store is not the one it was begun with.
+    """
+    record = stage / "known.json"
+    if (stage / "manifest.json").is_file():  # Nobody will look them up.
+        return []
+    there = [path.name for path in _stored(store)]
+    if not record.is_file():
+        artifacts.write_json(record, there)
+    names: list[str] = artifacts.read_json(record)
+    if gone := sorted(set(names) - set(there)):
+        raise UserError(
+            f"{stage.name} was begun with pair scores that {storage.shown(store)} does not hold"
+            f" ({gone[0]}). Give the cluster.pairs of before, or remove {storage.shown(stage)} to"
+            " begin this stage again."
+        )
+    return [str(store / name) for name in names]
+
+
+def _keep_pairs(scored: Version, store: Path) -> None:
+    """Append a finished stage's new scores to the store, as links to its own files."""
+    known = set(_stored(store))
+    links = {store / f"{scored.path.name}-{b.number:05d}.parquet": b for b in scored.blocks}
+    storage.together(
+        lambda target: artifacts.link(links[target].files["pairs"], target), links.keys() - known
+    )
+
+
+def _stored(store: Path) -> list[Path]:
+    return [path for path in storage.entries(store) if path.suffix == ".parquet"]
+
+
+def pool(flow: Workflow, ready: Ready, run: Version, told: Rules) -> Version:
+    """The lists that hard negatives are taken from: dual_0's run (the paper), BM25's, or both."""
+    if told.pool == "dual_0":
+        return run
+    found = lexical(flow, ready, "train", LEXICAL_DEPTH)
+    if told.pool == "bm25":
+        return found
+    (both,) = flow.bulk(
+        Spec(
+            name="both_train",
+            stage=Pool,
+            inputs={"dense": run, "lexical": found},
+            settings={"depth": told.depth * (2 if told.fill == "unscored_tail" else 1)},
+            over="dense",
+        )
+    )
+    return both
+
+
+def denoise(
+    flow: Workflow, ready: Ready, run: Version, cross: Version, positives: Version, told: Rules,
+    name: str = "denoise",
+) -> Version:  # fmt: skip
+    """Step 3's verdicts on the passages found for labelled queries."""
+    if told.off:
+        spec = Spec(
+            name=name,
+            stage=TrustAll,
+            inputs={"run": run, "positives": positives},
+            settings={"depth": told.depth, **_beyond(told)},
+            over="run",
+        )
+    else:
+        scored = score(flow, ready, f"{told.pool}_train_scored", run, cross, told.depth)
+        spec = denoise_spec(name, scored, positives, calibrated(flow, ready, cross, told))
+    (verdicts,) = flow.bulk(spec)
+    return verdicts
+
+
+def denoise_spec(name: str, scored: Version, positives: Version, told: Rules) -> Spec:
+    """Verdicts on a scored run of labelled queries."""
+    return Spec(
+        name=name,
+        stage=Denoise,
+        inputs={"scored": scored, "positives": positives},
+        settings={**_thresholds(told), **_beyond(told)},
+        over="scored",
+    )
+
+
+def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -> Version | None:
+    """Step 4's verdicts on the passages dual_1 found for unlabelled queries."""
+    if run is None:
+        flow.display.say("  augment                    no unlabelled questions: nothing to add")
+        return None
+    scored = score(flow, ready, "dual_1_unlabelled_scored", run, cross, flow.recipe.augment.depth)
+    told = calibrated(flow, ready, cross, flow.recipe.denoise)
+    (verdicts,) = flow.bulk(augment_spec("augment", scored, told))
+    return verdicts
+
+
+def augment_spec(name: str, scored: Version, told: Rules) -> Spec:
+    """Pseudo labels from a scored run of unlabelled queries."""
+    return Spec(
+        name=name,
+        stage=Augment,
+        inputs={"scored": scored},
+        settings=_thresholds(told),
+        over="scored",
+    )
+
+
+def _thresholds(told: Rules) -> dict[str, float]:
+    return told.model_dump(include={"negative_below", "positive_above"})
+
+
+def _beyond(told: Rules) -> dict[str, Any]:
+    """Rules the paper does not have, where they are asked for."""
+    return told.model_dump(include={"filter", "promote"}, exclude_defaults=True)
+
+
+def calibrated(flow: Workflow, ready: Ready, cross: Version, told: Rules) -> Rules:
+    """The rules with their thresholds where ce_scores are cut: calibrated probabilities move the
+    cuts and leave the scores as they are."""
+    scored = dev_scored(flow, ready, cross)
+    if told.calibration == "none":
+        return told
+    if scored is None:
+        raise UserError(
+            f"denoise.calibration is {told.calibration}, and there are no dev questions to fit it"
+            " to. Add dev judgements, or set it to none."
+        )
+    pairs = calibration.labelled_pairs(scored, ready.tables.qrels["dev"].read())
+    moved = calibration.moved(calibration.fit(told.calibration, pairs), _thresholds(told))
+    return told.model_copy(update=moved)
+
+
+def dev_scored(flow: Workflow, ready: Ready, cross: Version) -> Version | None:
+    """dual_0's passages for the dev questions with their ce_scores, where something asks: a
+    calibration is fitted to them, and `rocketray audit` chooses a threshold by them."""
+    name, run = "dual_0_dev_scored", flow.made.get("dual_0_dev")
+    asked = flow.recipe.denoise.calibration != "none" or flow.recipe.data.hide_positives
+    if run is None or not asked:
+        return None
+    depth = min(flow.recipe.evaluate.dev_rerank, flow.recipe.denoise.depth)
+    return flow.made.get(name) or score(flow, ready, name, run, cross, depth)
+
+
+def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | None:
+    """With `data.positives: answers`, what counts as positive from step 2 on."""
+    if flow.recipe.data.positives == "labelled":
+        return None
+    tables = ready.tables
+    (found,) = flow.bulk(
+        Spec(
+            name="answer_positives",
+            stage=AnswerPositives,
+            inputs={"run": run, "queries": tables.queries, "passages": tables.passages},
+            settings={"depth": flow.recipe.steps.cross.depth},
+            over="run",
+        )
+    )
+    if not found.rows:
+        raise UserError(
+            "data.positives is `answers`, but no retrieved passage holds an answer string."
+            " queries.jsonl needs `answers` (or `metadata.answers`): a list of strings."
+        )
+    return found
+
+
+def rerank(flow: Workflow, ready: Ready, cross: Version) -> None:
+    """The cross-encoder over dual_2's answers to the test questions, and BM25's own answers."""
+    if "test" not in ready.tables.chosen:
+        return
+    told = flow.recipe.evaluate
+    bm25 = [lexical_spec(ready, "test", told.k)] if told.bm25 else []
+    if told.rerank:
+        run = flow.made["dual_2_test"]
+        score(flow, ready, "dual_2_test_scored", run, cross, told.rerank, bm25)
+    elif bm25:
+        flow.bulk(*bm25)
