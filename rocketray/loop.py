@@ -11,6 +11,7 @@ from typing import cast, get_args
 from rocketray import artifacts, own_examples, pipeline, plan, preparation, results, storage, tables
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
+from rocketray.engine import room
 from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
 from rocketray.progress import Display
@@ -47,6 +48,8 @@ def run(
         for warning in dataset.warnings:
             display.say(f"  note: {warning}")
         try:
+            if _trains(folder, until):
+                room.check(recipe.cluster, display.say)
             ready = preparation.prepare(flow, dataset)
             display.show(plan.table(recipe, ready))
             pipeline.run(flow, ready)
@@ -56,6 +59,13 @@ def run(
         except Finished:
             display.say(f"Stopped after {until}, as asked. Without --until it goes on from here.")
         return flow
+
+
+def _trains(folder: RunFolder, until: str | None) -> bool:
+    """Whether training is still to come: else a smaller cluster than the recipe's will do."""
+    stages = pipeline.STAGES
+    far_enough = until is None or stages.index(until) >= stages.index("dual_0")
+    return far_enough and "dual_2" not in folder.current()
 
 
 def say_departures(recipe: recipes.Recipe, display: Display) -> None:

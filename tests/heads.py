@@ -63,12 +63,13 @@ class Head:
 
 
 @contextmanager
-def head(*flags: str, machines: int = 0) -> Iterator[Head]:
+def head(*flags: str, machines: int = 0, autoscaler: int = 1) -> Iterator[Head]:
     """A head that can be worked with. It and all its nodes end here.
 
     Args:
         machines: so many of one CPU each its autoscaler starts, as work asks for them. They are
             processes here: Ray's own stand-in for a cloud.
+        autoscaler: Ray's first, as KubeRay runs it, or its second, as `ray up` does.
     """
     port, dashboard = _free_ports(2)
     address = f"{_own_ip()}:{port}"
@@ -90,7 +91,7 @@ def head(*flags: str, machines: int = 0) -> Iterator[Head]:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         if machines:
             flags += (f"--autoscaling-config={_autoscaling(Path(folder), address, machines)}",)
-            environment |= FAKED
+            environment |= FAKED | {"RAY_enable_autoscaler_v2": str(autoscaler - 1)}
         command = [
             str(RAY), "start", "--head", "--block", f"--port={port}", f"--temp-dir={folder}",
             "--include-dashboard=true", f"--dashboard-port={dashboard}",
@@ -110,8 +111,8 @@ def head(*flags: str, machines: int = 0) -> Iterator[Head]:
 FAKED = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "0" * 5,
+    "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "0" * 5,  # As the second autoscaler knows it.
     "RAY_NODE_TYPE_NAME": "ray.head.default",  # `ray up` and KubeRay tell every head its group.
-    "RAY_enable_autoscaler_v2": "0",  # The wheel lacks a file that v2 reads.
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",  # A machine without one is gone.
     "RAY_health_check_period_ms": "1000",
@@ -125,7 +126,9 @@ def _autoscaling(folder: Path, address: str, machines: int) -> Path:
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": IDLE / 60,
         "provider": {
-            "type": "fake_multinode",
+            # By its class: for its own name Ray reads a file of defaults, which its wheel lacks.
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": address,
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,

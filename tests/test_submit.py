@@ -3,6 +3,7 @@ submitted again, and refused."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any
 
 import pytest
 
+from rocketray import artifacts
 from tests import heads
 from tests.heads import Head, until
 from tests.runs import ALONE, content
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ON_RAY = ("cluster.train.threads=1", "cluster.bulk.actors=0", "steps.dual_0.epochs=20")
-"""Long enough to be stopped in the middle."""
+ON_RAY = (
+    "cluster.train.threads=1",
+    "cluster.bulk.actors=2",
+    # Long enough to be stopped in the middle.
+    "steps.dual_0.epochs=20",
+    "blocks.queries=4",
+)
 ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -27,10 +34,24 @@ def head() -> Iterator[Head]:
         yield found
 
 
-def submit(head: Head, name: str, out: Path, *settings: str, until: str | None = None) -> None:
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder whose workers have a name that no installed rocketray gives them."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("rocketray", "jobs"):
+        shutil.copytree(heads.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__py*"))
+    bulk = folder / "rocketray/engine/bulk.py"
+    bulk.write_text(bulk.read_text() + '\n\ndef _name() -> str:\n    return "of the job"\n')
+    return folder
+
+
+def submit(
+    head: Head, name: str, out: Path, *settings: str,
+    until: str | None = None, folder: Path = Path("."),
+) -> None:  # fmt: skip
     """As docs/operations.md says. A head's agent, which takes the job, starts last of all."""
-    command = ["job", "submit", "--submission-id", name, "--working-dir", ".", "--no-wait", "--"]
-    command += ["python", "jobs/run.py", "tiny", "--out", str(out)]
+    command = ["job", "submit", "--submission-id", name, "--working-dir", str(folder), "--no-wait"]
+    command += ["--", "python", "jobs/run.py", "tiny", "--out", str(out)]
     command += ["--until", until] if until else []
     for setting in settings:
         command += ["--set", setting]
@@ -66,22 +87,31 @@ def test_a_job_says_how_far_it_is_in_lines(head: Head, tmp_path: Path) -> None:
     assert said[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
 
 
-def test_a_stopped_job_goes_on_as_another(head: Head, tmp_path: Path) -> None:
+def stop(head: Head, name: str, out: Path, place: str) -> None:
+    """In the middle of what writes there, as `ray job stop` does."""
+    until(lambda: list(out.glob(place)), place, 300)
+    head.ask(f"/api/jobs/{name}/stop", post=True)
+    assert ended(head, name)["status"] == "STOPPED"
+    assert lines(head, name)[-1] == "rocketray: stopped. The same command goes on from here."
+
+
+def test_a_stopped_job_goes_on_as_another(head: Head, tree: Path, tmp_path: Path) -> None:
+    """Stopped in training and in scoring, then to the end, by the code that came with the job."""
     out, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    submit(head, "first", out, *ON_RAY, until="dual_0")
-    checkpoint = "stages/dual_0-*/checkpoints/step-00000008/state.json"
-    until(lambda: list(out.glob(checkpoint)), checkpoint, 300)
-    head.ask("/api/jobs/first/stop", post=True)  # What `ray job stop` asks.
-    assert ended(head, "first")["status"] == "STOPPED"
-    assert lines(head, "first")[-1] == "rocketray: stopped. The same command goes on from here."
-    submit(head, "second", out, *ON_RAY, until="dual_0")
     submit(head, "undisturbed", undisturbed, *ON_RAY, until="dual_0")
-    for name in ("second", "undisturbed"):
+    submit(head, "first", out, *ON_RAY, folder=tree)
+    stop(head, "first", out, "stages/dual_0-*/checkpoints/step-00000008/state.json")
+    submit(head, "second", out, *ON_RAY, folder=tree)
+    stop(head, "second", out, "stages/dual_0_train_scored-*/receipts/*.json")
+    submit(head, "third", out, *ON_RAY, folder=tree)
+    for name, last in [("undisturbed", "Stopped after dual_0, as asked."), ("third", "report: ")]:
         assert ended(head, name)["status"] == "SUCCEEDED", lines(head, name)
-        assert lines(head, name)[-1].startswith("Stopped after dual_0, as asked.")
-    skipped = [line.split()[0] for line in lines(head, "second") if "skipped" in line]
-    assert {"passages", "passage_tokens", "dual_0_examples"} <= set(skipped)
-    assert content(out) == content(undisturbed)
+        assert lines(head, name)[-1].startswith(last)
+    skipped = [line.split()[0] for line in lines(head, "third") if "skipped" in line]
+    assert {"passages", "passage_tokens", "dual_0_examples", "dual_0", "cross"} <= set(skipped)
+    assert content(undisturbed).items() <= content(out).items()
+    receipts = map(artifacts.read_json, out.glob("stages/*_scored-*/receipts/*.json"))
+    assert {receipt["about"]["worker"] for receipt in receipts} == {"of the job"}
 
 
 def test_a_refused_recipe_fails_the_job_with_its_reason(head: Head, tmp_path: Path) -> None:
@@ -91,3 +121,25 @@ def test_a_refused_recipe_fails_the_job_with_its_reason(head: Head, tmp_path: Pa
     last = lines(head, "refused")[-1]
     assert last.startswith("rocketray: recipe 'tiny': steps.dual_0.epochs = -1: ")
     assert last in found["message"]
+
+
+def test_what_fails_in_a_worker_fails_the_job_with_its_reason(head: Head, tmp_path: Path) -> None:
+    submit(head, "broken", tmp_path / "run", *ON_RAY, "steps.dual_0.learning_rate=1e30")
+    found = ended(head, "broken")
+    assert (found["status"], found["driver_exit_code"]) == ("FAILED", 2)
+    last = lines(head, "broken")[-1]
+    assert "5 steps in a row were no numbers" in last
+    assert last in found["message"]
+
+
+def test_what_no_machine_holds_is_refused_before_anything_is_made(
+    head: Head, tmp_path: Path
+) -> None:
+    asked = ("cluster.train.workers=8", "cluster.train.gpus=true")
+    submit(head, "impossible", tmp_path / "run", *asked)
+    found = ended(head, "impossible")
+    assert (found["status"], found["driver_exit_code"]) == ("FAILED", 2)
+    last = lines(head, "impossible")[-1]
+    assert last.startswith("rocketray: 8 training workers ask for CPU 1, GPU 1 each; 1 machine")
+    assert last in found["message"]
+    assert not (tmp_path / "run" / "stages").exists()

@@ -34,8 +34,9 @@ from typing import Any, Protocol
 from rocketray import storage
 from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
-from rocketray.engine.cluster import SHARED, Room, asked_by, connect, is_here, sees
+from rocketray.engine.cluster import SHARED, connect, is_here, sees
 from rocketray.engine.metrics import BulkMetrics
+from rocketray.engine.room import of_bulk
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster
 
@@ -278,12 +279,9 @@ def _pool(
     connect(cluster)
     import ray.data
 
-    asked = asked_by(cluster.bulk)
-    if not any(getattr(job.stage, "gpu", False) for job in jobs):
-        asked = {"CPU": asked["CPU"]}
+    room = of_bulk(cluster.bulk, models=any(getattr(job.stage, "gpu", False) for job in jobs))
+    asked = room.asked
     jobs = _placed(jobs, "GPU" in asked)
-    cure = "cluster.bulk.gpus=false" if "GPU" in asked else "cluster.bulk.actors=0"
-    room = Room("bulk worker", asked, 1, cure)
     room.wait(cluster, say)
     most = cluster.bulk.actors or (len(work) if room.grows() else max(1, room.now()))
     most = min(most, len(work))

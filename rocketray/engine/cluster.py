@@ -8,24 +8,14 @@ import secrets
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rocketray import storage
-from rocketray.errors import UserError
-from rocketray.recipe import Cluster, Reserved
+from rocketray.recipe import Cluster
 
-ROOM_SECONDS = 60.0
-"""How long a cluster without a fitting machine is given, where no autoscaler is known."""
-PATIENCE = 60.0
-"""Seconds without a sign of work, after which a person is told what it waits for."""
-NODE_GROUP = "ray.io/node-group"
-TYPE = "accelerator_type:"
-"""Begins the resource of which a machine with GPUs of some type has one, whatever their number."""
 SHARED = (
     "the run folder must be on storage that every node sees under one path, or on object storage."
 )
@@ -128,110 +118,3 @@ def _prepare_environment() -> None:
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-
-
-def asked_by(told: Reserved) -> dict[str, float]:
-    """Ray's resources of one worker, such as CPU 1, GPU 1."""
-    import ray
-
-    asked: dict[str, float] = {"CPU": told.cpus}
-    if told.gpus or (told.gpus is None and ray.cluster_resources().get("GPU", 0) > 0):
-        asked["GPU"] = 1
-    if told.accelerator:
-        asked[TYPE + told.accelerator] = 0.001
-    return asked
-
-
-@dataclass(frozen=True)
-class Room:
-    """What some workers ask for, and the machines that could hold them."""
-
-    who: str
-    """What people call one of them."""
-    asked: Mapping[str, float]
-    """By one of them, such as CPU 1, GPU 1."""
-    workers: int
-    """So many must find room before any of them begins."""
-    cure: str
-    """What in the recipe asks for less."""
-
-    def now(self) -> int:
-        """How many of them the machines that are there could hold, were they idle."""
-        import ray
-
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(
-            min(int(has.get(name, 0) // need) for name, need in self.asked.items()) for has in alive
-        )
-
-    def grows(self) -> bool:
-        """Whether machines come when they are asked for. Ray has no public word on whether an
-        autoscaler runs: nodes that its cluster launcher starts name their group. So do KubeRay's,
-        also without one; there the head's own command tells whether it left that to a sidecar."""
-        import ray
-
-        command = os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
-        if "--head" in command and "--no-monitor" not in command:
-            return False
-        return any(node["Alive"] and node["Labels"].get(NODE_GROUP) for node in ray.nodes())
-
-    def wait(self, cluster: Cluster, say: Callable[[str], None]) -> None:
-        """Return once the workers could be placed, or an autoscaler is there to make place.
-
-        Raises:
-            UserError: after `ROOM_SECONDS` (at once on this machine's own Ray) nothing can.
-        """
-        patience = 0.0 if is_here(cluster) else ROOM_SECONDS
-        deadline = time.monotonic() + patience
-        while self.now() < self.workers:
-            if self.grows():
-                say(f"  waiting for machines. {self}.")
-                return
-            if time.monotonic() >= deadline:
-                raise UserError(
-                    f"{self}, and no autoscaler is there to start more: start what fits, or set"
-                    f" {self.cure}."
-                )
-            if patience:
-                say(f"  waiting {patience:.0f} s for machines. {self}.")
-                patience = 0.0
-            time.sleep(1)
-
-    @contextmanager
-    def watched(self, begun: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
-        """Say, once a minute, what the work inside waits for: until it has begun, and whenever the
-        machines that are left could not hold it."""
-        stop = threading.Event()
-
-        def watch() -> None:
-            started = False
-            while not stop.wait(PATIENCE):
-                with suppress(UserError):  # A store that does not answer: the work will say so.
-                    started = started or begun()
-                if self.now() < self.workers:
-                    say(f"  waiting for machines. {self}. `ray status` tells what is to come.")
-                elif not started:
-                    say(f"  no worker has begun yet. {self}.")
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def __str__(self) -> str:
-        import ray
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        free = ray.available_resources()
-        each, there = [], []
-        for name, need in self.asked.items():
-            short, all_of_it = name.removeprefix(TYPE), sum(has.get(name, 0) for has in nodes)
-            each.append(short if name.startswith(TYPE) else f"{short} {need:g}")
-            there.append(f"{short} {all_of_it:g} ({free.get(name, 0):g} free)")
-        many, machines = self.workers != 1, f"machine{'s' * (len(nodes) != 1)}"
-        asks = f"{self.workers} {self.who}{'s' * many} ask{'s' * (not many)} for {', '.join(each)}"
-        found = f"{len(nodes)} {machines} with {', '.join(there)} could hold {self.now()}"
-        return f"{asks}{' each' * many}; {found}"

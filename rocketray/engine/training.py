@@ -20,8 +20,9 @@ import torch.distributed as dist
 
 from rocketray import storage
 from rocketray.artifacts import Superseded, write_text
-from rocketray.engine.cluster import SHARED, Room, asked_by, connect, sees
+from rocketray.engine.cluster import SHARED, connect, sees
 from rocketray.engine.metrics import TrainMetrics
+from rocketray.engine.room import of_training, training_workers
 from rocketray.errors import UserError
 from rocketray.model.gather import told_by_workers
 from rocketray.model.inference import device
@@ -49,32 +50,24 @@ def fit(job: Job, cluster: Cluster, say: Callable[[str], None] = print) -> Resul
         job = replace(job, threads=job.threads or os.cpu_count())
         return train(job, device=device(cluster.train.gpus))
     connect(cluster)
-    asked = asked_by(cluster.train)
-    workers = _workers(cluster.train, asked)
-    room = _room(cluster.train, workers, asked)
+    room = of_training(cluster.train)
+    workers = training_workers(cluster.train, room.asked)
+    if cluster.train.workers is None and room.grows():
+        say(
+            f"  note: {job.name} takes {workers} workers, for the machines that are there now. Set"
+            " cluster.train.workers (and gpus) to have more come."
+        )
     room.wait(cluster, say)
     for told in (_refusal(job), _begun(job)):
         storage.remove(told)
     try:
         with room.watched(lambda: storage.fetch(_begun(job)), say):
-            answer = _fit_on_ray(job, cluster.train, workers, asked, say)
+            answer = _fit_on_ray(job, cluster.train, workers, room.asked, say)
     finally:
         storage.remove(_begun(job))
     if "error" in answer:
         raise UserError(answer["error"])
     return Result(**answer)
-
-
-def _workers(told: TrainCluster, asked: Mapping[str, float]) -> int:
-    """How many: as many as find a GPU now, where nobody says."""
-    return told.workers_on(_room(told, 1, asked).now() if "GPU" in asked else 0)
-
-
-def _room(told: TrainCluster, workers: int, asked: Mapping[str, float]) -> Room:
-    """What the workers ask for: all of them at once, or the fewest that training goes on with."""
-    on_cpus = " or cluster.train.gpus=false" if "GPU" in asked else ""
-    cure = f"fewer cluster.train.workers{on_cpus}"
-    return Room("training worker", asked, told.min_workers or workers, cure)
 
 
 def _begun(job: Job) -> Path:

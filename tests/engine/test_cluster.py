@@ -13,7 +13,8 @@ import pytest
 
 from rocketray import artifacts
 from rocketray.artifacts import RunFolder, Writer
-from rocketray.engine.cluster import asked_by, connect, job_has_ended
+from rocketray.engine.cluster import connect, job_has_ended
+from rocketray.engine.room import asked_by
 from rocketray.errors import UserError
 from rocketray.recipe import Cluster, TrainCluster
 

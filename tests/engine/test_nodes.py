@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from rocketray.artifacts import Draft
-from rocketray.engine import cluster, training
+from rocketray.engine import cluster, room, training
 from rocketray.engine.bulk import Job, run_jobs
 from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
@@ -104,7 +105,7 @@ def test_a_node_comes_and_one_goes(nodes: Any, tmp_path: Path) -> None:
 def test_without_a_machine_for_work_the_run_stops(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ROOM_SECONDS", 2.0)
+    monkeypatch.setattr(room, "ROOM_SECONDS", 2.0)
     said: list[str] = []
     asked = "1 bulk worker asks for CPU 1; 1 machine with CPU 0 (0 free) could hold 0"
     with pytest.raises(UserError, match=f"^{re.escape(asked)}, and no autoscaler is there"):
@@ -116,7 +117,7 @@ def test_training_that_no_machines_can_hold_stops(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines, and each of them alone would do for a bulk worker."""
-    monkeypatch.setattr(cluster, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(room, "ROOM_SECONDS", 0.0)
     for _ in range(2):
         nodes.add_node(num_cpus=3)
     data = TrainingData(tmp_path / "data")
@@ -188,41 +189,74 @@ def test_a_machine_that_comes_late_is_waited_for(nodes: Any, tmp_path: Path) -> 
 def test_where_machines_come_when_asked_the_wait_is_heard(
     nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once at the beginning, and again until they are there."""
-    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
-    nodes.add_node(num_cpus=1, labels={cluster.NODE_GROUP: "cpu"})  # As launchers start them.
+    """At the beginning and again until they are there; and when one is lost."""
+    monkeypatch.setattr(room, "PATIENCE", 0.1)
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.1)
+    nodes.add_node(num_cpus=1, labels={room.NODE_GROUP: "cpu"})  # As launchers start them.
     cluster.connect(told(nodes, 1))
-    room = cluster.Room("training worker", {"CPU": 1.0}, 2, "nothing")
+    both = room.Room("training worker", {"CPU": 1.0}, 2, "nothing")
     said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 3:
+            nodes.add_node(num_cpus=1)
 
     def silent() -> bool:
         heard = len(said)
         time.sleep(1)
         return len(said) == heard
 
-    room.wait(told(nodes, 1), said.append)
+    both.wait(told(nodes, 1), say)
     asked = "2 training workers ask for CPU 1 each; 2 machines with CPU 1 (1 free) could hold 1"
-    assert said == [f"  waiting for machines. {asked}."]
-    with room.watched(lambda: True, said.append):
-        until(lambda: len(said) >= 3, "said twice more")
-        assert set(said[1:]) == {
-            f"  waiting for machines. {asked}. `ray status` tells what is to come."
-        }
+    waits = f"  waiting for machines. {asked}."
+    assert said[:3] == [waits, *[f"{waits} `ray status` tells what is to come."] * 2]
+    assert both.now() == 2
+    nodes.remove_node(nodes.worker_nodes.copy().pop())
+    until(lambda: both.now() == 1, "one is lost")
+    said.clear()
+    with both.watched(lambda: True, said.append):
+        until(lambda: len(said) >= 2, "said twice")
+        assert set(said) == {f"{waits} `ray status` tells what is to come."}
         nodes.add_node(num_cpus=1)
-        until(lambda: room.now() == 2, "both have room")
+        until(lambda: both.now() == 2, "both have room")
         until(silent, "silence", 30)
 
 
 def test_kuberay_names_groups_also_without_an_autoscaler(
     nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes.add_node(num_cpus=1, labels={cluster.NODE_GROUP: "workergroup"})
+    nodes.add_node(num_cpus=1, labels={room.NODE_GROUP: "workergroup"})
     cluster.connect(told(nodes, 1))
-    room = cluster.Room("bulk worker", {"CPU": 2.0}, 1, "nothing")
+    one = room.Room("bulk worker", {"CPU": 2.0}, 1, "nothing")
     for command, grows in [
         ("ulimit -n 65536; ray start --head  --no-monitor  --block ", True),  # The sidecar scales.
         ("ulimit -n 65536; ray start --head  --block ", False),
         ("ulimit -n 65536; ray start --address=head:6379  --block ", True),  # A worker's knows not.
     ]:
         monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", command)
-        assert room.grows() is grows
+        assert one.grows() is grows
+
+
+def test_elastic_training_shrinks_and_grows(nodes: Any, tmp_path: Path) -> None:
+    """Two machines, one, and two again: each time it is begun anew from a checkpoint."""
+    lost, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    out = tmp_path / "run"
+    settings = ("cluster.train.min_workers=1", "steps.dual_0.checkpoint_every=5")
+    address = f"cluster.address={nodes.address}"
+    with start(out, *ENDLESS, *settings, address, until="dual_0") as process:
+
+        def groups() -> list[tuple[int, bool]]:
+            """Workers of each start, and whether it began from a checkpoint."""
+            assert process.poll() is None, log_of(out).read_text()[-3000:]
+            lines = [line for log in out.glob("stages/dual_0-*/log.jsonl")
+                     for line in log.read_text().splitlines() if '"start"' in line]  # fmt: skip
+            starts = [json.loads(line)["start"] for line in lines]
+            return [(one["workers"], one["from_step"] > 0) for one in starts]
+
+        saved = "stages/dual_0-*/checkpoints/step-0000001*/state.json"
+        until(lambda: any(out.glob(saved)), "it trains and saves")
+        nodes.remove_node(lost, allow_graceful=False)
+        until(lambda: groups()[1:] == [(1, True)], "one goes on alone")
+        nodes.add_node(num_cpus=1)
+        until(lambda: groups()[2:] == [(2, True)], "two again")
