@@ -1,7 +1,11 @@
 """What a recipe will take on this machine or others: `rocketray plan` as a script.
 
 python jobs/plan.py small --data D
-ray job submit --working-dir . -- python jobs/plan.py small --data D
+ray job submit --working-dir . -- python jobs/plan.py small --machine g6.2xlarge:8 --data D
+
+A job runs on the cluster's head, which has no GPU. To measure a GPU machine, ask for all its GPUs:
+
+ray job submit --entrypoint-num-gpus 1 --working-dir . -- python jobs/plan.py small --data D
 """
 
 import sys

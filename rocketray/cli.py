@@ -644,6 +644,11 @@ Examples:
 
     rocketray plan msmarco --passages 8841823 --queries 502939 --machine g6.xlarge:64@0.35 --json
 
+    rocketray plan small --data my_corpus --machine mine=cpus:16,gpus:1,tflops:120,dollars:0.8:4
+
+Of a machine of your own say cpus, and with gpus tflops (peak of one in bfloat16); if you know them
+gbit (to other machines, for hours), memory (of a GPU, GB), link (between GPUs, GB/s), dollars.
+
 With --data and without --machine, a minute of work on a sample measures this machine.
 """
 )
@@ -663,15 +668,22 @@ def plan(
     test_queries: Annotated[int | None, typer.Option(min=0)] = None,
     unlabelled_queries: Annotated[int | None, typer.Option(min=0)] = None,
     query_tokens: Annotated[
-        float | None, typer.Option(help="Mean of a question's, special tokens included [12].")
+        float | None,
+        typer.Option(help="Mean of a question, special ones included [12; measured with --data]."),
     ] = None,
-    passage_tokens: Annotated[float | None, typer.Option(help="Mean of a passage's [80].")] = None,
+    passage_tokens: Annotated[
+        float | None, typer.Option(help="Mean of a passage [80; measured with --data].")
+    ] = None,
     pseudo: Annotated[
         float | None, typer.Option(help="Share of unlabelled questions to become examples [0.5].")
     ] = None,
     machine: Annotated[
         list[str] | None,
-        typer.Option(help="NAME, NAME:COUNT or NAME:COUNT@DOLLARS (an hour, each); repeatable."),
+        typer.Option(help="NAME, NAME:COUNT, NAME:COUNT@DOLLARS (an hour), or your own (below)."),
+    ] = None,
+    network: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Gbit/s of each machine [its type's for hours, else 10]."),
     ] = None,
     settings: Set = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list, an entry a machine.")] = False,
@@ -687,8 +699,8 @@ def plan(
     }  # fmt: skip
     forecast.forecast(
         recipe, counts={name: value for name, value in told.items() if value is not None},
-        machines=machine or [], data=data, unlabelled=unlabelled, overrides=overrides,
-        as_json=as_json,
+        machines=machine or [], network=network, data=data, unlabelled=unlabelled,
+        overrides=overrides, as_json=as_json,
     )  # fmt: skip
 
 

@@ -8,25 +8,29 @@ Of a bulk stage on W workers, which are never more than its blocks:
 more than a step has shards:
 
     seconds = start + steps * (efforts / rates / W + bytes sent * (W - 1) / W / link) + dev
+              + bytes brought / network
 
-Efforts and bytes are those of `plan`, rates those of `machines` or of a probe of this machine.
+Efforts and bytes are those of `plan`, rates those of `machines` or of a probe of this machine. All
+machines are paid for as long as the run takes: hours of devices and money follow from the seconds.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from rocketray import recipe as recipes
 from rocketray import tables
 from rocketray.errors import UserError
-from rocketray.machines import MACHINES, SPOT, Fleet, fleet
+from rocketray.machines import GBIT, HEAD, NETWORK, SPOT, Fleet, fleet
 from rocketray.model import weights
 from rocketray.plan import PAIR_BYTES, Counts, Shape, Task, Work
 from rocketray.progress import Display, clock, megabytes
@@ -39,6 +43,14 @@ CPU_ONLY = {"ingest", "tokenise", "lexical"}
 DRIVER_BYTES = 22
 """Of the driver's memory, a passage (`benchmarks/scale.py`)."""
 GB = 1e9
+WIDTH = 100
+"""Columns of what is shown where no terminal says how many there are."""
+NOT_COUNTED = (
+    "machines of another kind beside these", "disks", "a shared file system or object storage",
+    "traffic between zones", "the minutes in which machines start or idle",
+    "work that lost spot machines had in hand",
+)  # fmt: skip
+"""What a bill has beside the dollars of a plan."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,19 @@ class Time:
     bound: str
     """What it waits for: compute, network, blocks (fewer than workers), shards, start."""
     workers: int
+    network: float
+    """Bytes between machines, and between them and storage: at most, as nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the data, or the command line in their place, say."""
+
+    counts: Counts
+    how: str = "assumed"
+    """The mean tokens are known."""
+    fleets: Sequence[Fleet] = ()
+    """This machine, where it was measured."""
 
 
 def forecast(
@@ -57,6 +82,7 @@ def forecast(
     *,
     counts: Mapping[str, Any],
     machines: Sequence[str] = (),
+    network: float | None = None,
     data: Path | None = None,
     unlabelled: Path | None = None,
     overrides: Sequence[str] = (),
@@ -67,23 +93,27 @@ def forecast(
 
     Args:
         counts: fields of `Counts` that are told; with `data` they are counted, and told ones win.
+        network: Gbit/s from each machine to others, in place of what it is known to have.
 
     Raises:
         UserError: an unknown machine or recipe, no data where they are needed.
     """
     display = display or Display(quiet=as_json)
-    recipe, fleets = recipes.load(name, overrides), [fleet(machine) for machine in machines]
+    recipe, fleets = recipes.load(name, overrides), [_joined(fleet(m), network) for m in machines]
     dual, cross = shapes(recipe, display)
     if data or recipe.data.source:
+        joined = NETWORK if network is None else network * GBIT
         with tempfile.TemporaryDirectory() as folder:
-            known, here = _with_data(recipe, Path(folder), data, unlabelled, dual, cross,
-                                     probed=not fleets, display=display)  # fmt: skip
-        fleets = here or fleets
+            known = _with_data(recipe, Path(folder), data, unlabelled, dual, cross,
+                               network=None if fleets else joined, display=display)  # fmt: skip
+        fleets = list(known.fleets) or fleets
     else:
         known = _without_data(counts, fleets)
-    used = replace(known, **counts).under(recipe)
-    task = Task(recipe, used, dual, cross)
-    found = [told(task, fleet) | {"scale": scaled(task, fleet)} for fleet in fleets]
+    used = replace(known.counts, **counts).under(recipe)
+    task, tokens = Task(recipe, used, dual, cross), _tokens(used, counts, known.how)
+    found = [
+        told(task, fleet) | {"tokens": tokens, "scale": scaled(task, fleet)} for fleet in fleets
+    ]
     if as_json:
         print(json.dumps(found, indent=1))
         return found
@@ -92,30 +122,51 @@ def forecast(
     return found
 
 
+def _joined(fleet: Fleet, network: float | None) -> Fleet:
+    """With what a person says of its network."""
+    if network is None:
+        return fleet
+    return replace(fleet, machine=replace(fleet.machine, network=network * GBIT))
+
+
 def _with_data(
     recipe: Recipe, folder: Path, data: Path | None, unlabelled: Path | None, dual: Shape,
-    cross: Shape, *, probed: bool, display: Display,
-) -> tuple[Counts, list[Fleet]]:  # fmt: skip
-    """Counts of the files' rows; of a probe also their tokens, and this machine."""
+    cross: Shape, *, network: float | None, display: Display,
+) -> Known:  # fmt: skip
+    """Counts of the files' rows, and their tokens; of a probe also this machine.
+
+    Args:
+        network: of this machine, to probe it; None leaves it alone.
+    """
     from rocketray import probe
 
     dataset = tables.locate(recipe, folder, data, unlabelled)
     counts = probe.counted(dataset, folder)
-    if not probed:
-        return counts, []
+    if network is None:
+        asked, passage, how = probe.tokens(recipe, dataset, folder)
+        return Known(replace(counts, query_tokens=asked, passage_tokens=passage), how)
     display.say("rocketray: measuring this machine with some of the data, for about a minute ...")
-    found = probe.probe(recipe, dataset, counts, dual, cross, folder)
-    return found.counts, [found.fleet]
+    found = probe.probe(recipe, dataset, counts, dual, cross, folder, network=network)
+    return Known(found.counts, "the probe", [found.fleet])
 
 
-def _without_data(counts: Mapping[str, float], fleets: Sequence[Fleet]) -> Counts:
+def _without_data(counts: Mapping[str, float], fleets: Sequence[Fleet]) -> Known:
     if "passages" not in counts or "train" not in counts:
         raise UserError("How much is it? Give --data FOLDER, or --passages N and --queries N.")
     if not fleets:
         raise UserError(
             "On which machines? Give --machine NAME:COUNT, or --data FOLDER to measure this one."
         )
-    return Counts(int(counts["passages"]), int(counts["train"]), int(counts["train"]))
+    return Known(Counts(int(counts["passages"]), int(counts["train"]), int(counts["train"])))
+
+
+def _tokens(used: Counts, told: Mapping[str, Any], how: str) -> dict[str, Any]:
+    """The means that everything rests on, and how each is known."""
+    return {
+        "query": used.query_tokens, "query_by": "told" if "query_tokens" in told else how,
+        "passage": used.passage_tokens,
+        "passage_by": "told" if "passage_tokens" in told else how,
+    }  # fmt: skip
 
 
 def shapes(recipe: Recipe, display: Display) -> tuple[Shape, Shape]:
@@ -138,8 +189,7 @@ LIKE = {
 def shape(name: str, layers: int | None, *, first_token: bool, display: Display) -> Shape:
     """Of weights by name; nothing is downloaded for it."""
     try:
-        folder = weights.PACKAGE if name == weights.PACKAGE else Path(name).expanduser()
-        told = json.loads((weights.resolve(folder) / "config.json").read_text(encoding="utf-8"))
+        told = json.loads((weights.here(name) / "config.json").read_text(encoding="utf-8"))
         found = Shape(told["num_hidden_layers"], told["hidden_size"], told["intermediate_size"],
                       told["vocab_size"])  # fmt: skip
     except (UserError, KeyError):
@@ -150,11 +200,13 @@ def shape(name: str, layers: int | None, *, first_token: bool, display: Display)
 
 
 def show(found: Mapping[str, Any], fleet: Fleet, task: Task, display: Display) -> None:
-    display.show(table(found, f"{task.recipe.name} on {fleet}"))
+    if not display.console.is_terminal:  # A job's log has no width, and Rich takes 80 for it.
+        display.console.width = max(display.console.width, WIDTH)
+    display.show(table(found, fleet, f"{task.recipe.name} on {fleet}"))
     display.say(totals(found, fleet))
-    for line in found["limits"]:
+    for line in (*money(found, fleet), tokens_line(found["tokens"]), *found["limits"]):
         display.say(f"  {line}")
-    display.show(scale_table(found["scale"]))
+    display.show(scale_table(found["scale"], fleet))
 
 
 def times(works: Sequence[Work], fleet: Fleet) -> list[Time]:
@@ -173,24 +225,37 @@ def _mapped(work: Work, fleet: Fleet, kept: bool) -> Time:
     alone = _alone(work, fleet)
     tail = (1 - 1 / workers) / 2 * alone / max(1, work.blocks)
     compute = alone / workers + tail
-    network = (work.reads + work.writes / fleet.count) / fleet.machine.network
+    moved = _moved(work, fleet, workers)
+    network = moved / min(fleet.count, workers) / fleet.machine.network
     bound = "network" if network > compute else "blocks" if workers < there else "compute"
     seconds = max(compute, network)
     start = fleet.machine.kept_seconds if kept else fleet.machine.pool_seconds
-    return Time(work.stage, start + seconds, bound if seconds > start else "start", workers)
+    bound = bound if seconds > start else "start"
+    return Time(work.stage, start + seconds, bound, workers, moved)
 
 
 def _trained(work: Work, fleet: Fleet) -> Time:
     there = fleet.train_workers or fleet.devices
     workers = max(1, min(there, work.shards))
     machine = fleet.machine
-    link = machine.link if workers <= machine.devices else machine.network / machine.devices
-    wire = work.steps * work.sent * (workers - 1) / workers / link
+    across = fleet.count > 1 and workers > machine.devices
+    link = machine.network / machine.devices if across else machine.link
+    sent = work.steps * work.sent * (workers - 1) / workers
+    wire = sent / link + work.reads / fleet.network
     compute = _alone(work, fleet) / workers
     bound = "network" if wire > compute else "shards" if workers < there else "compute"
     seconds = compute + wire
     start = machine.group_seconds
-    return Time(work.stage, start + seconds, bound if seconds > start else "start", workers)
+    moved = _moved(work, fleet, workers) + (workers * sent if across else 0.0)
+    bound = bound if seconds > start else "start"
+    return Time(work.stage, start + seconds, bound, workers, moved)
+
+
+def _moved(work: Work, fleet: Fleet, workers: int) -> float:
+    """Bytes that machines at work bring from storage, and leave there."""
+    if math.isinf(fleet.network):
+        return 0.0
+    return min(fleet.count, workers) * work.reads + work.writes
 
 
 def _alone(work: Work, fleet: Fleet) -> float:
@@ -202,22 +267,29 @@ def told(task: Task, fleet: Fleet) -> dict[str, Any]:
     """Everything of one fleet, as JSON has it."""
     works = task.works()
     found = times(works, fleet)
+    stages = [
+        {**asdict(time), "device_hours": time.seconds / 3600 * fleet.devices,
+         "dollars": time.seconds / 3600 * fleet.price, "rows": work.rows, "unit": work.unit,
+         "blocks": work.blocks, "efforts": dict(work.efforts), "reads": work.reads,
+         "writes": work.writes}
+        for work, time in zip(works, found, strict=True)
+    ]  # fmt: skip
     hours = sum(time.seconds for time in found) / 3600
+    spot = fleet.head + SPOT * (fleet.price - fleet.head)
     return {
         "machines": str(fleet),
-        "stages": [
-            {**asdict(time), "rows": work.rows, "unit": work.unit, "blocks": work.blocks,
-             "efforts": dict(work.efforts), "reads": work.reads, "writes": work.writes}
-            for work, time in zip(works, found, strict=True)
-        ],
+        "device": fleet.machine.device,
+        "stages": stages,
         "hours": hours,
-        "device_hours": hours * fleet.devices,
-        "stored": sum(work.writes for work in works),
-        "brought": sum(work.reads for work in works) * fleet.count,
-        "dollars": hours * fleet.price,
-        "spot_dollars": hours * fleet.price * SPOT,
+        "device_hours": sum(stage["device_hours"] for stage in stages),
+        "stored": sum(stage["writes"] for stage in stages),
+        "network": sum(stage["network"] for stage in stages),
+        "dollars": sum(stage["dollars"] for stage in stages),
+        "head_dollars": hours * fleet.head,
+        "spot_dollars": hours * spot,
+        "not_counted": list(NOT_COUNTED),
         "limits": list(limits(task, fleet, found)),
-    }  # fmt: skip
+    }
 
 
 def limits(task: Task, fleet: Fleet, found: Sequence[Time]) -> Iterator[str]:
@@ -280,38 +352,78 @@ def _devices(fleet: Fleet, count: int) -> Fleet:
 # ---------------------------------------------------------------------------------------- shown
 
 
-def table(found: Mapping[str, Any], title: str) -> Table:
-    """Stage by stage, with totals below."""
-    shown = Table(title=title, title_justify="left")
-    for name in ("stage", "rows", "workers", "time", "waits for", "stored"):
+def table(found: Mapping[str, Any], fleet: Fleet, title: str) -> Table:
+    """Stage by stage, with totals below; network and money where there are any."""
+    hours = "GPU-hours" if fleet.machine.gpus else "CPU-hours"
+    columns = {
+        "stage": "stage", "workers": "workers", "time": "seconds", "waits for": "bound",
+        "stored": "writes", "network": "network", hours: "device_hours", "dollars": "dollars",
+    }  # fmt: skip
+    for name in ("network", "dollars"):
+        if not found[name]:
+            del columns[name]
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
+                  show_edge=False)  # fmt: skip
+    for name in columns:
         left = name in ("stage", "waits for")
         shown.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in found["stages"]:
-        shown.add_row(
-            row["stage"], f"{row['rows']:,}", str(row["workers"]), clock(row["seconds"]),
-            row["bound"], megabytes(row["writes"]),
-        )  # fmt: skip
+        shown.add_row(*(_cell(row[key], key) for key in columns.values()))
     shown.add_section()
-    shown.add_row("all", "", "", clock(found["hours"] * 3600), "", megabytes(found["stored"]))
+    total = {
+        **found, "stage": "all", "workers": "", "seconds": found["hours"] * 3600, "bound": "",
+        "writes": found["stored"],
+    }  # fmt: skip
+    shown.add_row(*(_cell(total[key], key) for key in columns.values()))
     return shown
 
 
+def _cell(value: Any, key: str) -> str:
+    if key == "seconds":
+        return clock(value)
+    if key in ("writes", "network"):
+        return megabytes(value) if value else "0"
+    return _amount(value) if isinstance(value, float) else str(value)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+
+
 def totals(found: Mapping[str, Any], fleet: Fleet) -> str:
-    unit = f"{fleet.machine.gpu or 'CPU'}-hours"
     words = (
-        f"{found['hours']:,.1f} hours on {found['machines']}: {found['device_hours']:,.0f} {unit},"
-        f" {megabytes(found['stored'])} stored,"
-        f" up to {megabytes(found['brought'])} over the network"
+        f"{found['hours']:,.1f} hours on {found['machines']}: {_amount(found['device_hours'])}"
+        f" {found['device']}-hours, {megabytes(found['stored'])} stored"
     )
+    if found["network"]:
+        words += f", up to {megabytes(found['network'])} over the network"
     if fleet.price:
-        words += f"; {found['dollars']:,.0f} dollars at ${fleet.machine.price:g} a machine and hour"
-    if fleet.machine == MACHINES.get(fleet.machine.name):  # At its list price.
-        words += f", about {found['spot_dollars']:,.0f} on spot machines"
+        dollars = _amount(found["dollars"])
+        words += f"; {dollars} dollars at ${fleet.machine.price:g} a machine and hour"
+        if fleet.listed:
+            words += f", about {_amount(found['spot_dollars'])} on spot machines"
     return words + "."
 
 
-def scale_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    shown = Table(title="on more devices, over more passages", title_justify="left")
+def money(found: Mapping[str, Any], fleet: Fleet) -> Iterator[str]:
+    """What is in the dollars, and what is not."""
+    if fleet.head:
+        yield (f"In the dollars: {found['head_dollars']:,.2f} for the cluster's head"
+               f" ({HEAD.name}, ${HEAD.price:g} an hour).")  # fmt: skip
+    if fleet.price:
+        yield f"Not in them: {'; '.join(NOT_COUNTED)}."
+
+
+def tokens_line(tokens: Mapping[str, Any]) -> str:
+    asked, passage = f"{tokens['query']:.1f} a question", f"{tokens['passage']:.1f} a passage"
+    if tokens["query_by"] == tokens["passage_by"]:
+        return f"Mean tokens: {asked}, {passage} ({tokens['passage_by']})."
+    return f"Mean tokens: {asked} ({tokens['query_by']}), {passage} ({tokens['passage_by']})."
+
+
+def scale_table(rows: Sequence[Mapping[str, Any]], fleet: Fleet) -> Table:
+    title = f"on more devices, over more passages ({fleet.machine.network / GBIT:g} Gbit/s each)"
+    shown = Table(title=title, title_justify="left")
     for name in ("passages", "devices", "hours", "longest stage", "its share", "it waits for"):
         shown.add_column(name, justify="left" if "stage" in name or "waits" in name else "right")
     for row in rows:

@@ -10,7 +10,6 @@ long the probe's processes took; how fast gradients come together is measured be
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import statistics
@@ -26,9 +25,11 @@ import torch.distributed as dist
 from rocketray import labelling, learning, lines, loop, plan, preparation, retrieval
 from rocketray import recipe as recipes
 from rocketray.artifacts import Version, read_json
+from rocketray.errors import UserError
 from rocketray.formats import BadLine, Dataset, Source, cut, open_dataset, records
 from rocketray.formats.generated import write_jsonl, write_qrels
-from rocketray.machines import NVLINK, PER_CPU, Fleet, Machine
+from rocketray.machines import LOOPBACK, NETWORK, PER_CPU, Fleet, Machine, gpu_link
+from rocketray.model import weights
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.inference import device
 from rocketray.model.machine import keep_freed_memory, matmul_flops
@@ -58,6 +59,10 @@ REDUCED = 2**24
 """Numbers that are summed over the processes at once: 64 MiB."""
 SEARCH = 0.8
 """Of a matrix product's speed, that exact search reaches (`benchmarks/retrieval.py`)."""
+TOKEN_ROWS = 1000
+"""Questions, and passages, whose tokens are counted where no machine is measured."""
+TOKENS_PER_WORD = 1.3
+"""Of English, by BERT's vocabulary, where the tokenizer is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,14 @@ class Measured:
 
 
 def probe(
-    recipe: Recipe, dataset: Dataset, counts: Counts, dual: Shape, cross: Shape, folder: Path
-) -> Found:
-    """Measure this machine with some of a data set, in a folder that somebody else removes."""
+    recipe: Recipe, dataset: Dataset, counts: Counts, dual: Shape, cross: Shape, folder: Path,
+    *, network: float = NETWORK,
+) -> Found:  # fmt: skip
+    """Measure this machine with some of a data set, in a folder that somebody else removes.
+
+    Args:
+        network: bytes a second to others like it, where a plan asks for several.
+    """
     gpu = device().type == "cuda"
     cpus = os.cpu_count() or 1
     gpus = torch.cuda.device_count() if gpu else 0
@@ -118,7 +128,7 @@ def probe(
         "this machine", cpus,
         {effort: left * statistics.mean(each.rates[effort] for each in found)
          for effort in one.rates},
-        network=math.inf, pool_seconds=start, kept_seconds=KEPT_SECONDS,
+        network=network, own_disk=True, pool_seconds=start, kept_seconds=KEPT_SECONDS,
         group_seconds=GROUP_STARTS * start, link=one.link, gpus=gpus,
         gpu=torch.cuda.get_device_name() if gpu else "",
     )  # fmt: skip
@@ -225,6 +235,49 @@ def _shortened(recipe: Recipe, sizes: Sizes, threads: int) -> Recipe:
     ])  # fmt: skip
 
 
+# ---------------------------------------------------------------- tokens, where nothing is probed
+
+
+def tokens(recipe: Recipe, dataset: Dataset, scratch: Path) -> tuple[float, float, str]:
+    """Means of a question and a passage as the dual encoder reads them, and how they are known.
+
+    Of rows from places spread over the files, always the same: by the recipe's tokenizer, or by
+    words where it is not on this machine.
+    """
+    told = recipe.model.dual
+    sides = (
+        (list(_some(dataset.queries, TOKEN_ROWS, scratch)), told.query_length, told.query_prompt),
+        (list(_some(dataset.corpus, TOKEN_ROWS, scratch)), told.passage_length,
+         told.passage_prompt),
+    )  # fmt: skip
+    if not all(rows for rows, *_ in sides):
+        raise UserError("No row of the data could be read: `rocketray check` says what is wrong.")
+    rows = f"{len(sides[0][0]):,} questions and {len(sides[1][0]):,} passages"
+    try:
+        assembler = Assembler(Tokenizer(weights.here(told.weights)))
+    except UserError:
+        asked, passage = (_by_words(*side) for side in sides)
+        how = f"{TOKENS_PER_WORD} a word of {rows}: {told.weights} is not on this machine"
+        return asked, passage, how
+    asked, passage = (_by_tokenizer(assembler, *side) for side in sides)
+    return asked, passage, f"the recipe's tokenizer on {rows}"
+
+
+def _by_tokenizer(
+    assembler: Assembler, rows: Sequence[Mapping[str, str]], limit: int, prompt: str
+) -> float:
+    titles, texts = [row.get("title") or "" for row in rows], [row["text"] for row in rows]
+    spaced = prompt.endswith(" ")
+    store = TokenStore.of(assembler.tokenizer.store_block(titles, texts, limit, spaced=spaced))
+    return float(assembler.passage_lengths(store, np.arange(store.rows), limit, prompt).mean())
+
+
+def _by_words(rows: Sequence[Mapping[str, str]], limit: int, prompt: str) -> float:
+    """[CLS] and [SEP], and of each word some tokens, cut as the recipe cuts."""
+    words = [len(f"{prompt} {row.get('title') or ''} {row['text']}".split()) for row in rows]
+    return statistics.mean(min(limit, 2 + TOKENS_PER_WORD * count) for count in words)
+
+
 # ------------------------------------------------------------------------------- one process
 
 
@@ -247,13 +300,16 @@ def _measure(
             plan.counts_of(ready), query_tokens=tokens[0], passage_tokens=tokens[1]
         )  # fmt: skip
         rates = _rates(flow, plan.Task(told, counts, dual, cross))
-    link = _link(folder / "group", number, workers) if workers > 1 else NVLINK
-    return Measured(began, rates, tokens, link)
+    return Measured(began, rates, tokens, _link(folder / "group", number, workers))
 
 
 def _link(meeting: Path, number: int, workers: int) -> float:
     """Bytes a second that each process sends on while all sum up a gradient, by the median of five
-    (the first warms up)."""
+    (the first warms up). GPUs are in one process: by their name."""
+    if device().type == "cuda":
+        return gpu_link(torch.cuda.get_device_name())
+    if workers == 1:
+        return LOOPBACK
     dist.init_process_group("gloo", f"file://{meeting}", rank=number, world_size=workers)
     gradient = torch.zeros(REDUCED)
     seconds = []

@@ -125,6 +125,8 @@ def clock(seconds: float) -> str:
 
 def megabytes(size: float) -> str:
     """Decimal, as disks are sold: 1,234,567 -> "1.2 MB"."""
+    if size >= 1e13:
+        return f"{size / 1e12:,.1f} TB"
     if size < 1e5:
         return f"{size / 1e3:,.1f} kB"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

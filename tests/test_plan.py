@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from rich.console import Console
 
-from rocketray import forecast, machines
+from rocketray import forecast, machines, probe
 from rocketray import recipe as recipes
 from rocketray.errors import UserError
-from rocketray.formats.generated import words
-from rocketray.machines import GROUP_SECONDS, POOL_SECONDS, Fleet, Machine
+from rocketray.formats import open_dataset
+from rocketray.formats.generated import words, write_jsonl, write_qrels
+from rocketray.machines import GBIT, GROUP_SECONDS, MACHINES, POOL_SECONDS, Fleet, Machine
 from rocketray.model import weights
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.flops import Flops
 from rocketray.plan import Counts, Shape, Task, Work
+from rocketray.progress import Display
 
+ROOT = Path(__file__).parent.parent
 BASE = Shape(12, 768, 3072)
 LARGE = Shape(24, 1024, 4096, first_token=True)
 MARCO = Counts(8_841_823, 502_939, 532_761, test=6_980, unlabelled=1_700_000)
@@ -129,7 +136,7 @@ def test_without_unlabelled_questions_nothing_is_augmented() -> None:
 # ----------------------------------------------------------------------------------------- seconds
 
 PLAIN = Machine("plain", cpus=4, rates={"encode": 100.0, "train_dual": 100.0, "ingest": 10.0},
-                network=1000.0, price=2.0)  # fmt: skip
+                network=1000.0, link=2000.0, price=2.0)  # fmt: skip
 
 
 def mapped(**about: float) -> Work:
@@ -191,6 +198,7 @@ def test_training_across_machines_sends_gradients() -> None:
     (found,) = forecast.times([trained(sent=1000.0)], Fleet(PLAIN, 2))
     assert found.seconds == pytest.approx(GROUP_SECONDS + 10 + 10 * 1000 * 7 / 8 / 250)
     assert found.bound == "network"
+    assert found.network == pytest.approx(8 * 10 * 1000 * 7 / 8)
 
 
 def test_a_step_has_no_more_workers_than_shards() -> None:
@@ -201,12 +209,337 @@ def test_a_step_has_no_more_workers_than_shards() -> None:
 # --------------------------------------------------------------------------------- the whole table
 
 
-def test_money_is_hours_times_price() -> None:
+def test_money_is_hours_times_price_and_the_heads() -> None:
     fleet = machines.fleet("g6.xlarge:16@0.5")
     found = forecast.told(task(), fleet)
     assert found["hours"] * 3600 == pytest.approx(sum(s["seconds"] for s in found["stages"]))
-    assert found["dollars"] == pytest.approx(found["hours"] * 16 * 0.5)
+    assert found["dollars"] == pytest.approx(found["hours"] * (16 * 0.5 + 0.2016))
+    assert found["head_dollars"] == pytest.approx(found["hours"] * 0.2016)
+    assert found["spot_dollars"] == pytest.approx(found["hours"] * (0.4 * 16 * 0.5 + 0.2016))
     assert found["device_hours"] == pytest.approx(found["hours"] * 16)
+
+
+def test_one_machine_needs_no_head_and_one_without_a_price_none_either() -> None:
+    assert machines.fleet("g6.xlarge@0.5").price == 0.5
+    assert machines.fleet("mine=cpus:4:3").price == 0.0
+
+
+@pytest.mark.parametrize("machine", ["p5.48xlarge", "g6.2xlarge:8", "m7i.4xlarge:4@0.3"])
+def test_totals_are_the_sums_of_the_stages(machine: str) -> None:
+    found = forecast.told(task(), machines.fleet(machine))
+    for total, part in (("device_hours", "device_hours"), ("network", "network"),
+                        ("dollars", "dollars"), ("stored", "writes")):  # fmt: skip
+        assert found[total] == pytest.approx(sum(stage[part] for stage in found["stages"]))
+        assert all(stage[part] >= 0 for stage in found["stages"])
+    first = found["stages"][0]
+    fleet = machines.fleet(machine)
+    assert first["dollars"] == pytest.approx(first["seconds"] / 3600 * fleet.price)
+    assert first["device_hours"] == pytest.approx(first["seconds"] / 3600 * fleet.devices)
+
+
+def shown(told: Task, fleet: Fleet) -> str:
+    """What a person sees of a plan, in a job's log."""
+    console = Console(width=80, force_terminal=False, highlight=False)
+    display = Display(console)
+    found = forecast.told(told, fleet) | {
+        "scale": forecast.scaled(told, fleet),
+        "tokens": {"query": 12, "query_by": "assumed", "passage": 80, "passage_by": "told"},
+    }
+    with console.capture() as captured:
+        forecast.show(found, fleet, told, display)
+    return captured.get()
+
+
+@pytest.mark.parametrize("machine", ["p5.48xlarge:64", "g6.xlarge:32@0.32", "g2-standard-8"])
+def test_the_table_fits_a_hundred_columns_whole(machine: str) -> None:
+    fleet = machines.fleet(machine)
+    said = shown(task(), fleet)
+    before = said[: said.index(f"hours on {fleet}")].splitlines()[:-1]
+    table = [line for line in before if line.strip()]
+    assert max(map(len, table)) <= 100
+    assert not any("…" in line for line in table)
+    head = next(line for line in table if "waits for" in line)
+    for word in ("stage", "workers", "time", "stored", "network", "GPU-hours", "dollars"):
+        assert word in head
+    assert any(line.split()[:1] == ["dual_1_unlabelled_scored"] for line in table)
+    assert table[-1].split()[0] == "all"
+
+
+def test_what_is_not_in_the_money_is_said() -> None:
+    said = shown(task(), machines.fleet("g6.2xlarge:8"))
+    assert "for the cluster's head (m7i.xlarge, $0.2016 an hour)" in said
+    assert "Not in them: machines of another kind" in said
+    for word in ("disks", "object storage", "zones", "start", "spot"):
+        assert word in said[said.index("Not in them") :].split("\n")[0]
+    assert forecast.told(task(), machines.fleet("g6.2xlarge"))["not_counted"]
+    assert "Mean tokens: 12.0 a question (assumed), 80.0 a passage (told)." in said
+
+
+def test_where_nothing_is_paid_or_sent_nothing_is_said_of_it() -> None:
+    said = shown(task(), Fleet(replace(MACHINES["m7i.4xlarge"], own_disk=True, price=0.0)))
+    assert "dollars" not in said
+    assert "CPU-hours" in said
+    assert "over the network" not in said
+
+
+# ------------------------------------------------------------------------------- this machine, more
+
+HERE = Machine(
+    "this machine", 2,
+    {"ingest": 2e4, "tokenise": 3e5, "lexical": 5e7, "encode": 4e10, "search": 6e10,
+     "score": 5e10, "train_dual": 3e10, "train_cross": 3.5e10},
+    network=10 * GBIT, link=0.6e9, pool_seconds=14.0, kept_seconds=1.0, group_seconds=35.0,
+    own_disk=True,
+)  # fmt: skip
+"""As a probe leaves one."""
+SQUAD = Counts(20_958, 5_000, 5_000, dev=300, test=1_000, unlabelled=2_500,
+               query_tokens=13.5, passage_tokens=120.25)  # fmt: skip
+
+PLANNED = {
+    "queries": 14.16065, "query_tokens": 1.144585, "passages": 1.5303396341463413,
+    "passage_tokens": 5.251556067073171, "dual_0": 1218.6373298016,
+    "initial_embeddings": 726.4084210720196, "dual_0_embeddings": 713.4084210720196,
+    "initial_test": 5.2055956, "dual_0_train": 10.813056399999999,
+    "dual_0_dev": 2.4018651999999996, "dual_0_test": 5.2055956, "cross": 1112.3061621028571,
+    "dual_0_train_scored": 418.10838440000003, "dual_1": 2233.1584857952002,
+    "dual_1_embeddings": 726.4084210720196, "dual_1_unlabelled": 10.813056399999999,
+    "dual_1_test": 5.2055956, "dual_1_unlabelled_scored": 337.756987, "dual_2": 3288.3177140064,
+    "dual_2_embeddings": 726.4084210720196, "dual_2_test": 5.2055956,
+    "dual_2_test_scored": 145.324423, "bm25_test": 1.2357775,
+}  # fmt: skip
+"""Seconds by the formulas that were compared with an hour's run (docs/lab-notes.md)."""
+
+
+def squad() -> Task:
+    recipe = recipes.load("ablate")
+    small = Shape(6, 384, 1536)
+    return Task(recipe, SQUAD.under(recipe), small, replace(small, first_token=True))
+
+
+def test_a_probed_machine_by_itself_has_no_network() -> None:
+    """So the sums that the hour's run was compared with stay what they were."""
+    found = forecast.told(squad(), Fleet(HERE, 1, 2, None))
+    assert {s["stage"]: s["seconds"] for s in found["stages"]} == pytest.approx(PLANNED, rel=1e-12)
+    assert found["hours"] * 3600 == pytest.approx(11714.416438995357, rel=1e-12)
+    slow = forecast.told(squad(), Fleet(replace(HERE, network=1.0), 1, 2, None))
+    assert [s["seconds"] for s in slow["stages"]] == [s["seconds"] for s in found["stages"]]
+    assert found["network"] == 0
+
+
+def test_more_of_a_probed_machine_wait_for_the_network() -> None:
+    """One GPU each: 64 of them do a step's work in a sixty-fourth of the time, and send as much."""
+    fast = dict.fromkeys(HERE.rates, 3e13) | machines.PER_CPU
+    here = replace(HERE, gpus=1, gpu="L4", cpus=8, rates=fast)
+    rows = forecast.scaled(task(), Fleet(here))
+    found = {row["devices"]: row for row in rows if row["passages"] == MARCO.passages}
+    assert found[1]["bound"] == "compute"
+    assert found[64]["bound"] == found[512]["bound"] == "network"
+    free = forecast.scaled(task(), Fleet(replace(here, network=math.inf)))
+    assert found[512]["hours"] > 2 * next(
+        row["hours"] for row in free if (row["passages"], row["devices"]) == (MARCO.passages, 512)
+    )
+
+
+def test_training_within_a_machine_never_takes_its_network() -> None:
+    """Not even with more workers than it has CPUs, as a recipe may ask for."""
+    (found,) = forecast.times([trained(sent=1000.0)], Fleet(PLAIN, 1, train_workers=8))
+    assert found.seconds == GROUP_SECONDS + 10 + 10 * 1000 * 7 / 8 / PLAIN.link
+    assert found.network == 0
+
+
+def test_each_machine_at_work_brings_what_it_reads() -> None:
+    told = {"reads": 1000.0, "writes": 400.0}
+    (both,) = forecast.times([mapped(**told)], Fleet(PLAIN, 2))
+    (one,) = forecast.times([mapped(**told, blocks=1)], Fleet(PLAIN, 2))
+    assert (both.network, one.network) == (2 * 1000 + 400, 1000 + 400)
+
+
+def test_training_brings_its_tokens_first() -> None:
+    (found,) = forecast.times([trained(reads=90_000.0)], Fleet(PLAIN))
+    assert found.seconds == GROUP_SECONDS + 20 + 90
+    assert found.bound == "network"
+
+
+# ---------------------------------------------------------------------------- kinds of machines
+
+
+def named(value: object) -> Iterator[str]:
+    """Machine types of a cluster's file, wherever in it they stand."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if re.search(r"(?i)^(.*/)?(instance|machine)-?type$", str(key)):
+                yield str(inner)
+            yield from named(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from named(inner)
+
+
+@pytest.mark.parametrize(
+    ("file", "some"),
+    [
+        ("cluster.yaml", {"m7i.xlarge", "m7i.4xlarge", "g6.2xlarge"}),
+        ("docs/gcp.yaml", {"n2-standard-4", "n2-standard-16", "g2-standard-8"}),
+        ("docs/kuberay.yaml", set()),
+    ],
+)
+def test_machines_of_the_clusters_are_known(file: str, some: set[str]) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    types = {name for document in yaml.safe_load_all(text) for name in named(document)}
+    types |= set(re.findall(r"\b[a-z]+\d+\w*\.\d*(?:xlarge|metal)\b", text))  # Comments, too.
+    assert some <= types
+    assert types <= MACHINES.keys()
+
+
+def test_bandwidth_is_what_holds_for_hours() -> None:
+    baseline = {
+        "g6.xlarge": 2.5, "g5.xlarge": 2.5, "g6.2xlarge": 5, "g4dn.xlarge": 5, "m7i.4xlarge": 6.25,
+        "c7i.4xlarge": 6.25, "g6.12xlarge": 40,
+    }  # fmt: skip
+    for name, gbit in baseline.items():
+        assert MACHINES[name].network == gbit * GBIT
+
+
+def test_links_are_of_their_kind() -> None:
+    for machine in MACHINES.values():
+        nvlinked = machine.gpu in ("H100", "A100")
+        kind = machines.NVLINK if nvlinked else machines.PCIE if machine.gpus else machines.LOOPBACK
+        assert machine.link == kind, machine.name
+
+
+@pytest.mark.parametrize(
+    ("name", "nvlink"),
+    [
+        ("NVIDIA H100 80GB HBM3", True), ("NVIDIA A100-SXM4-40GB", True), ("NVIDIA H200", True),
+        ("NVIDIA B200", True), ("NVIDIA H100 PCIe", False), ("NVIDIA H100 NVL", False),
+        ("NVIDIA L4", False), ("NVIDIA A10G", False), ("Tesla T4", False),
+        ("NVIDIA A100 80GB PCIe", False),
+    ],
+)  # fmt: skip
+def test_nvlink_is_told_from_a_gpus_name(name: str, nvlink: bool) -> None:
+    assert machines.gpu_link(name) == (machines.NVLINK if nvlink else machines.PCIE)
+
+
+def test_a_machine_of_ones_own() -> None:
+    told = "mine=cpus:16,gpus:2,tflops:120,memory:48,link:50,gbit:25,dollars:0.8"
+    found = machines.fleet(told)
+    mine = found.machine
+    assert (mine.name, mine.cpus, mine.gpus, found.count, mine.price) == ("mine", 16, 2, 1, 0.8)
+    assert mine.rates["encode"] == pytest.approx(0.35 * 120e12)
+    assert (mine.memory, mine.link, mine.network) == (48e9, 50e9, 25 * GBIT)
+    several = machines.fleet(told + ":4@0.35")
+    assert (several.count, several.machine.price) == (4, 0.35)
+    assert str(several) == "4 x mine (8 GPU)"
+
+
+def test_a_machine_of_ones_own_may_say_little() -> None:
+    plain = machines.fleet("box=cpus:8:3")
+    assert (plain.machine.cpus, plain.count, plain.devices) == (8, 3, 24)
+    assert (plain.machine.network, plain.machine.link) == (10 * GBIT, machines.LOOPBACK)
+    assert machines.fleet("box=cpus:8,gpus:1,tflops:30").machine.link == machines.PCIE
+    assert machines.fleet("box=cpus:8,gpus:0").devices == 8
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("m=gpus:1,tflops:9", r"m: cpus is missing\. Add cpus:N"),
+        ("m=cpus:4,gpus:1", r"m: tflops is missing\. Add tflops:N, peak of a GPU in bfloat16"),
+        ("m=cpus:4,tflops:9", r"m: tflops is a GPU's\. Add gpus:N, or leave it out"),
+        ("m=cpus:4,ram:9", r"m: no field is called 'ram'\. Say cpus, gpus, tflops, memory"),
+        ("m=cpus:4,cpus:5", r"m: cpus is said twice"),
+        ("m=cpus:four", r"m: cpus:four is not a whole number, above 0 \(how many"),
+        ("m=cpus:1.5", r"m: cpus:1\.5 is not a whole number, above 0"),
+        ("m=cpus:0", r"m: cpus:0 is not a whole number, above 0"),
+        ("m=cpus:4,gbit:-1", r"m: gbit:-1 is not a number, above 0 \(to other machines"),
+        ("m=cpus:4,dollars:nan", r"m: dollars:nan is not a number, 0 or more \(an hour\)"),
+        ("m=cpus:4:0", "say NAME"),
+        ("m=", "say NAME"),
+        ("mine", r"known are .*Say what another one has: mine=cpus:16"),
+    ],
+)
+def test_a_machine_of_ones_own_that_cannot_be(told: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        machines.fleet(told)
+
+
+def test_the_documentation_has_every_field_of_a_machine() -> None:
+    text = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert [row for row in rows if row in machines.FIELDS] == list(machines.FIELDS)
+    for told in re.findall(r"--machine (\S+=\S+)", text):
+        machines.fleet(told)
+
+
+# ----------------------------------------------------------------------------------- mean tokens
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two passages, of which one has a title, and a question: each word is a token."""
+    some = words()
+    folder = tmp_path / "corpus"
+    (folder / "qrels").mkdir(parents=True)
+    write_jsonl(
+        folder / "corpus.jsonl",
+        [
+            {"_id": "p0", "title": some[0], "text": " ".join(some[1:3])},
+            {"_id": "p1", "title": "", "text": " ".join(some[:10])},
+        ],
+    )
+    write_jsonl(folder / "queries.jsonl", [{"_id": "q0", "text": " ".join(some[:3])}])
+    write_qrels(folder / "qrels" / "train.tsv", [("q0", "p0")])
+    return folder
+
+
+SHORT = ["model.dual.query_length=16", "model.dual.passage_length=8"]
+
+
+def test_mean_tokens_by_the_recipes_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    """[CLS] 3 [SEP]; [CLS] 1 [SEP] 2 [SEP] and 12 that are cut to 8."""
+    model = weights.tiny(tmp_path / "tiny", words(), seed=0)
+    recipe = recipes.load("small", [*SHORT, f"model.dual.weights={model}"])
+    asked, passage, how = probe.tokens(recipe, open_dataset(corpus), tmp_path)
+    assert (asked, passage) == (5, (6 + 8) / 2)
+    assert how == "the recipe's tokenizer on 1 questions and 2 passages"
+
+
+def test_mean_tokens_by_words_where_no_tokenizer_is_at_hand(corpus: Path, tmp_path: Path) -> None:
+    recipe = recipes.load("small", [*SHORT, "model.dual.weights=nobody/nothing"])
+    asked, passage, how = probe.tokens(recipe, open_dataset(corpus), tmp_path)
+    assert asked == pytest.approx(2 + 1.3 * 3)
+    assert passage == pytest.approx((2 + 1.3 * 3 + 8) / 2)
+    assert how.startswith("1.3 a word of 1 questions and 2 passages: nobody/nothing is not on")
+
+
+def test_a_plan_with_data_takes_their_mean_tokens(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = weights.tiny(tmp_path / "tiny", words(), seed=0)
+    settings = [*SHORT, f"model.dual.weights={model}", f"model.cross.weights={model}"]
+    counts = {"query_tokens": 9.0}
+    (found,) = forecast.forecast(
+        "small", counts=counts, machines=["g6.2xlarge"], data=corpus, overrides=settings,
+        as_json=True,
+    )  # fmt: skip
+    capsys.readouterr()
+    told = found["tokens"]
+    assert (told["query"], told["query_by"]) == (9.0, "told")
+    assert told["passage"] == 7
+    assert told["passage_by"].startswith("the recipe's tokenizer")
+
+
+def test_without_data_mean_tokens_are_assumed_and_said_to_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (found,) = forecast.forecast(
+        "msmarco", counts={"passages": 1000, "train": 10}, machines=["g6.2xlarge:2"], network=1.0,
+        as_json=True,
+    )  # fmt: skip
+    capsys.readouterr()
+    assert found["tokens"]["passage_by"] == "assumed"
+    slow = next(stage for stage in found["stages"] if stage["stage"] == "cross")
+    assert slow["bound"] == "network"
 
 
 def test_eight_gpus_beat_one_and_a_billion_passages_cost_more() -> None:

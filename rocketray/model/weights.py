@@ -82,6 +82,15 @@ def resolve(name: str | Path) -> Path:
     return _complete(name, _download(name))
 
 
+def here(name: str) -> Path:
+    """As `resolve`, but nothing is downloaded.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    return resolve(PACKAGE if name == PACKAGE else Path(name).expanduser())
+
+
 def published_as_bin(name: str | Path) -> Path:
     """The folder, or a hub model's files, with pytorch_model.bin in it.
 
