@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,57 @@ def test_every_node_asks_for_the_token(config: Config, where: str) -> None:
 
 
 def test_the_dashboard_is_on_loopback(config: Config) -> None:
-    (start,) = (c for c in config["head_start_ray_commands"] if "ray start" in c)
+    start = _start(config, "head_start_ray_commands")
     assert "--dashboard-host=127.0.0.1" in start
     assert "--ray-client-server-port=0" in start
     assert "0.0.0.0" not in str(config)
+
+
+def _start(config: Config, where: str) -> str:
+    (start,) = (c for c in config[where] if "ray start" in c)
+    return str(start)
+
+
+def test_a_job_that_is_told_to_stop_has_a_minute(config: Config) -> None:
+    """Read by its supervisor, a process of the head's: its environment is that of `ray start`."""
+    before, _ = _start(config, "head_start_ray_commands").split("ray start")
+    assert "RAY_JOB_STOP_WAIT_TIME_S=60 " in before
+
+
+def test_workers_watch_for_a_notice(config: Config) -> None:
+    """Once their node is there; the head is no spot machine."""
+    assert "spot" not in str(config["head_start_ray_commands"])
+    *_, start, watch = config["worker_start_ray_commands"]
+    assert "ray start" in start
+    assert "spot_notice.py" in watch
+    assert "RAY_AUTH_MODE=token" in watch
+
+
+def test_google_leaves_the_time_to_save(config: Config) -> None:
+    """Its notice is a press of the power key, which Ubuntu would obey."""
+    listens = "HandlePowerKey=ignore" not in str(config["worker_setup_commands"])
+    assert listens == (config["provider"]["type"] == "aws")
+
+
+def test_machines_have_private_addresses(config: Config) -> None:
+    """In networks that the file names: those that Ray finds by itself are public."""
+    assert config["provider"]["use_internal_ips"] is True
+    for node in config["available_node_types"].values():
+        told = node["node_config"]
+        if config["provider"]["type"] == "aws":
+            assert told["SubnetIds"]
+            assert told["SecurityGroupIds"]
+        else:
+            (interface,) = told["networkInterfaces"]
+            assert "accessConfigs" not in interface  # Ray would leave one as it is.
+
+
+def test_ubuntus_own_updates_are_waited_for(config: Config) -> None:
+    """They hold apt's locks after the first boot. Where nothing is missing, nothing is asked."""
+    first = config["initialization_commands"][0]
+    assert first.startswith("dpkg -s ")
+    assert "for try in $(seq 120); do sudo apt-get update -q && break; sleep 5; done;" in first
+    assert "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install" in first
 
 
 def test_no_nightly_build_is_installed(config: Config) -> None:
@@ -115,13 +163,87 @@ def test_nodes_install_every_dependency(written: Config) -> None:
     assert needed <= set(words)
 
 
+@pytest.fixture
+def aws() -> Iterator[tuple[Config, Any]]:
+    """cluster.yaml filled in, in an account (moto's) with the network it asks for: and that."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws import config as launcher
+    from ray.autoscaler._private.aws import utils
+    from ray.autoscaler._private.util import prepare_config
+
+    written = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    for cached in (utils.resource_cache, utils.client_cache, launcher._get_subnets_or_die):
+        cached.cache_clear()
+    with mock_aws():
+        ec2 = boto3.resource("ec2", written["provider"]["region"])
+        network = ec2.create_vpc(CidrBlock="10.0.0.0/16")
+        subnets = [
+            network.create_subnet(CidrBlock=f"10.0.{n}.0/24", AvailabilityZone=f"us-west-2{zone}")
+            for n, zone in enumerate("ab")
+        ]
+        group = network.create_security_group(GroupName="own", Description="own")
+        for node in written["available_node_types"].values():
+            node["node_config"]["SubnetIds"] = [subnet.id for subnet in subnets]
+            node["node_config"]["SecurityGroupIds"] = [group.id]
+        yield prepare_config(written), ec2
+
+
+def test_ray_takes_the_private_network_as_it_is(aws: tuple[Config, Any]) -> None:
+    """And makes no security group of its own, which would open port 22 to the world."""
+    from ray.autoscaler._private.aws.config import _configure_security_group, _configure_subnet
+
+    config, ec2 = aws
+    before = {group.id for group in ec2.security_groups.all()}
+    done = _configure_security_group(_configure_subnet(config))
+    for name, node in done["available_node_types"].items():
+        asked = config["available_node_types"][name]["node_config"]
+        assert node["node_config"]["SecurityGroupIds"] == asked["SecurityGroupIds"]
+        assert node["node_config"]["SubnetIds"] == asked["SubnetIds"]
+        for subnet in node["node_config"]["SubnetIds"]:
+            assert not ec2.Subnet(subnet).map_public_ip_on_launch
+    assert {group.id for group in ec2.security_groups.all()} == before
+
+
+def test_without_use_internal_ips_ray_refuses_private_subnets(aws: tuple[Config, Any]) -> None:
+    from click import ClickException
+    from ray.autoscaler._private.aws.config import _configure_subnet
+
+    config, _ = aws
+    del config["provider"]["use_internal_ips"]
+    with pytest.raises(ClickException):
+        _configure_subnet(config)
+
+
+def test_a_first_try_is_open_to_the_world(aws: tuple[Config, Any]) -> None:
+    """What cluster.yaml and docs/operations.md say of it."""
+    from ray.autoscaler._private.aws.config import _configure_security_group, _configure_subnet
+
+    config, ec2 = aws
+    del config["provider"]["use_internal_ips"]
+    for node in config["available_node_types"].values():
+        del node["node_config"]["SubnetIds"], node["node_config"]["SecurityGroupIds"]
+    done = _configure_security_group(_configure_subnet(config))
+    head = done["available_node_types"]["head"]["node_config"]
+    assert all(ec2.Subnet(subnet).map_public_ip_on_launch for subnet in head["SubnetIds"])
+    (group,) = map(ec2.SecurityGroup, head["SecurityGroupIds"])
+    assert group.group_name == "ray-autoscaler-rocketray"
+    world = [rule for rule in group.ip_permissions if {"CidrIp": "0.0.0.0/0"} in rule["IpRanges"]]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in world] == [(22, 22)]
+
+
 # ------------------------------------------------------------------------------------- kubernetes
+
+
+def _manifest(kind: str) -> Config:
+    found = yaml.safe_load_all((ROOT / "docs/kuberay.yaml").read_text(encoding="utf-8"))
+    (manifest,) = (one for one in found if one["kind"] == kind)
+    return dict(manifest)
 
 
 @pytest.fixture(scope="module")
 def kubernetes() -> Config:
-    job: Config = yaml.safe_load((ROOT / "docs/kuberay.yaml").read_text(encoding="utf-8"))
-    return job
+    return _manifest("RayJob")
 
 
 def test_kubernetes_head_runs_no_work(kubernetes: Config) -> None:
@@ -175,3 +297,36 @@ def test_kubernetes_runs_a_real_command(kubernetes: Config) -> None:
     told = recipe.load(name, settings)
     assert told.cluster.bulk.gpus is True
     assert told.cluster.train.workers == 4
+
+
+def test_kubernetes_speaks_of_one_cloud(kubernetes: Config) -> None:
+    """Its node labels are Google's: so is its bucket."""
+    assert "cloud.google.com/gke-spot" in str(kubernetes)
+    assert "gs://" in kubernetes["spec"]["entrypoint"]
+    assert "s3://" not in str(kubernetes)
+
+
+def test_kubernetes_job_that_is_told_to_stop_has_a_minute(kubernetes: Config) -> None:
+    spec = kubernetes["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert spec["containers"][0]["env"] == [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"}]
+
+
+def test_kubernetes_workers_pass_a_notice_on(kubernetes: Config) -> None:
+    """tests/test_spot_notice.py runs the hook."""
+    for group in kubernetes["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        assert "ray drain-node" in str(container["lifecycle"]["preStop"])
+
+
+def test_kubernetes_admits_the_operator_and_the_namespace_alone(kubernetes: Config) -> None:
+    """KubeRay has the dashboard listen on the head's own address, and gives the head a service that
+    is none of the world's unless the manifest asks for one."""
+    assert "serviceType" not in kubernetes["spec"]["rayClusterSpec"]["headGroupSpec"]
+    policy = _manifest("NetworkPolicy")["spec"]
+    assert policy["podSelector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    assert policy["policyTypes"] == ["Ingress"]
+    (rule,) = policy["ingress"]
+    namespace, operator = rule["from"]
+    assert namespace == {"podSelector": {}}
+    labels = {"app.kubernetes.io/name": "kuberay-operator"}
+    assert operator == {"namespaceSelector": {}, "podSelector": {"matchLabels": labels}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,44 @@ def test_a_paper_recipe_leaves_no_training_number_to_defaults(name: str) -> None
         if value is not None and field not in written[step]
     }
     assert absent == set()
+
+
+def _said_by_rocketray() -> list[str]:
+    """Every text of the package, the values in it left out."""
+    found = []
+    for path in (ROOT / "rocketray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def _said_by_ray() -> list[str]:
+    spec = find_spec("ray")
+    assert spec
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0])
+    inside = [folder / "autoscaler", folder / "_private/authentication"]
+    return [path.read_text(encoding="utf-8") for one in inside for path in one.rglob("*.py")]
+
+
+def _troubles() -> dict[str, list[str]]:
+    """Messages in the table of docs/operations.md, by who says them."""
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^## Trouble-shooting$(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for message, who in re.findall(r"^\| (`.*?) \| (\w+) \|", table, re.MULTILINE):
+        found.setdefault(who, []).extend(re.findall(r"`(.*?)`", message))
+    return found
+
+
+def test_every_trouble_is_told_in_the_words_of_its_message() -> None:
+    troubles = _troubles()
+    assert set(troubles) == {"rocketray", "Ray"}
+    assert len(troubles["rocketray"]) > 15
+    for who, texts in [("rocketray", _said_by_rocketray()), ("Ray", _said_by_ray())]:
+        unknown = [m for m in troubles[who] if not any(m in text for text in texts)]
+        assert unknown == [], who
