@@ -13,6 +13,7 @@ from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder
 from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
+from rocketray.formats import Dataset
 from rocketray.progress import Display
 from rocketray.workflow import Finished, Workflow
 
@@ -44,8 +45,7 @@ def run(
         flow = Workflow(recipe, folder, display, until, frozen)
         display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder}")
         say_departures(recipe, display)
-        for warning in dataset.warnings:
-            display.say(f"  note: {warning}")
+        say_warnings(dataset, display)
         try:
             ready = preparation.prepare(flow, dataset)
             display.show(plan.table(recipe, ready))
@@ -63,6 +63,12 @@ def say_departures(recipe: recipes.Recipe, display: Display) -> None:
     if found := recipes.departures(recipe):
         words = ", ".join(map(str, found))
         display.say(f"  departs from the paper (its rule in brackets) in {words}")
+
+
+def say_warnings(dataset: Dataset, display: Display) -> None:
+    """What a data set lacks."""
+    for warning in dataset.warnings:
+        display.say(f"  note: {warning}")
 
 
 @contextmanager
