@@ -17,7 +17,8 @@ lengths, batch sizes, learning rates and numbers of steps, through its own train
 4. 1 goes on with each of these, and with labelled pairs alone, for as many steps as dual_1 and
    dual_2 together. What is best on dev is theirs.
 
-So both dual encoders come from as many questions seen; ours may pseudo-label unlabelled ones, for
+So both dual encoders come from as many questions seen, which is counted and reported, as is what
+each brings over the untrained weights. Ours may pseudo-label unlabelled questions, for
 which theirs has no means. Both are measured on the same test questions over the whole corpus.
 """
 
@@ -27,7 +28,7 @@ import shutil
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,10 @@ SOURCES = (
 SHARD = 32
 """Rows that its GradCache holds at once."""
 DEPTH = 100
+SEEN = "seen.json"
+"""Beside a dual encoder of theirs: steps made, and questions that its loss was given."""
+CODE = 2
+"""Raised where theirs is made otherwise."""
 
 
 def main() -> None:
@@ -85,7 +90,12 @@ class Seed(NamedTuple):
 
     ours: pd.DataFrame
     theirs: pd.DataFrame
+    initial: pd.DataFrame
+    """Of the weights that both begin with."""
     groups: pd.Series
+    ours_seen: Mapping[str, int]
+    """`steps` of the optimiser that the dual encoder comes from, `questions` in their batches."""
+    theirs_seen: Mapping[str, int]
 
 
 def one_seed(told: Namespace, number: int) -> Seed:
@@ -96,11 +106,20 @@ def one_seed(told: Namespace, number: int) -> Seed:
     )  # fmt: skip
     if flow.recipe.model.dual.towers != "one":
         sys.exit("model.dual.towers=two: sentence-transformers trains one tower. Set it to one.")
-    ours = flow.made["dual_2_test"].read()
-    key = artifacts.fingerprint([flow.made[name].digest for name in SOURCES])
-    theirs = Theirs(flow, folder / f"theirs-{key}").test_run()
-    both = [measures.per_query(run, results.judged(flow), [MEASURE]) for run in (ours, theirs)]
-    return Seed(*both, results.groups(flow))
+    ours, initial = (flow.made[f"{name}_test"].read() for name in ("dual_2", "initial"))
+    key = artifacts.fingerprint([CODE, *(flow.made[name].digest for name in SOURCES)])
+    theirs = Theirs(flow, folder / f"theirs-{key}")
+    runs = (ours, theirs.test_run(), initial)
+    every = [measures.per_query(run, results.judged(flow), [MEASURE]) for run in runs]
+    return Seed(*every, results.groups(flow), seen(flow), theirs.seen())
+
+
+def seen(flow: Workflow) -> dict[str, int]:
+    """What went into our dual encoder. Every batch of ours is full."""
+    steps = {name: int(flow.made[name].facts["steps"]) for name in ("dual_0", "dual_1", "dual_2")}
+    batches = {name: getattr(flow.recipe.steps, name).global_batch for name in steps}
+    questions = sum(steps[name] * batches[name] for name in steps)
+    return {"steps": sum(steps.values()), "questions": questions}
 
 
 def seeded(told: Namespace, number: int) -> list[str]:
@@ -110,12 +129,14 @@ def seeded(told: Namespace, number: int) -> list[str]:
 
 
 def compared(found: list[Seed]) -> Iterator[Result]:
-    ours, theirs = (
+    ours, theirs, initial = (
         Measured(name, name, [getattr(seed, name) for seed in found], [], found[0].groups)
-        for name in ("ours", "theirs")
+        for name in ("ours", "theirs", "initial")
     )
     each = [a / b for a, b in zip(ours.by_seed(MEASURE), theirs.by_seed(MEASURE), strict=True)]
-    mean, their_mean = (float(np.mean(side.by_seed(MEASURE))) for side in (ours, theirs))
+    mean, their_mean, untrained = (
+        float(np.mean(side.by_seed(MEASURE))) for side in (ours, theirs, initial)
+    )
     difference = against(ours, theirs)
     yield Result(
         name=f"{MEASURE} of the dual encoder", value=mean, unit="", target=1.03,
@@ -125,6 +146,26 @@ def compared(found: list[Seed]) -> Iterator[Result]:
     yield Result(
         name="chance of such a difference by luck", value=difference["p"], unit="", target=SURE,
         better="lower",
+    )  # fmt: skip
+    # What makes it a comparison: as much work on both sides, and of both some use.
+    for what in ("steps", "questions"):
+        yield as_much(what, found)
+    for whose, value in (("ours", mean), ("theirs", their_mean)):
+        yield Result(
+            name=f"{MEASURE} over the untrained weights, {whose}", value=value - untrained, unit="",
+            target=0.0,
+        )  # fmt: skip
+
+
+def as_much(what: str, found: list[Seed]) -> Result:
+    """Ours may not have had more than theirs."""
+    pairs = [(seed.ours_seen[what], seed.theirs_seen[what]) for seed in found]
+    each = [ours / theirs for ours, theirs in pairs]
+    mean, their_mean = (float(np.mean(side)) for side in zip(*pairs, strict=True))
+    return Result(
+        name=f"{what} of the dual encoder's training", value=mean, unit="", target=1.0,
+        peer=f"sentence-transformers, {their_mean:,.0f}", ratio=mean / their_mean, low=min(each),
+        high=max(each), better="lower",
     )  # fmt: skip
 
 
@@ -158,6 +199,11 @@ class Theirs:
 
     def test_run(self) -> pa.Table:
         """Retrieval for the test questions by the model that is best on dev."""
+        return self.run(self.best, self.flow.made["test_queries"].read()["query"].to_numpy())
+
+    @cached_property
+    def best(self) -> Path:
+        """The last model that is best on dev."""
         finals = {name: self.final(name) for name in (PLAIN, *MINING)}
         asked = self.flow.made["dev_queries"].read()["query"].to_numpy()
         qrels = self.flow.made["qrels_dev"].read()
@@ -167,8 +213,12 @@ class Theirs:
             for name, model in finals.items()
         }
         print("  theirs on dev:", ", ".join(f"{name} {value:.4f}" for name, value in dev.items()))
-        best = finals[max(dev, key=lambda name: dev[name])]
-        return self.run(best, self.flow.made["test_queries"].read()["query"].to_numpy())
+        return finals[max(dev, key=lambda name: dev[name])]
+
+    def seen(self) -> dict[str, int]:
+        """What went into it, as its trainers counted."""
+        parts = [artifacts.read_json(model / SEEN) for model in (self.base(), self.best)]
+        return {what: sum(part[what] for part in parts) for what in ("steps", "questions")}
 
     def run(self, model: Path, queries: np.ndarray) -> pa.Table:
         """Exact retrieval over the corpus, as RUN."""
@@ -277,15 +327,26 @@ class Theirs:
         )
 
         scale = 1 / self.flow.recipe.model.dual.temperature
-        SentenceTransformerTrainer(
+        loss = CachedMultipleNegativesRankingLoss(network, scale=scale, mini_batch_size=SHARD)
+        batches: list[int] = []
+        loss.register_forward_pre_hook(
+            lambda _, given: batches.append(len(given[0][0]["input_ids"]))
+        )
+        rows = dataset(rows) if isinstance(rows, list) else rows
+        trainer = SentenceTransformerTrainer(
             model=network,
             args=SentenceTransformerTrainingArguments(
-                **self.arguments(told, steps), batch_sampler="no_duplicates"
+                **self.arguments(told, steps), batch_sampler="no_duplicates",
+                # Full batches, as ours are: the rest of an epoch would be steps of fewer questions.
+                dataloader_drop_last=len(rows) >= told.global_batch,
             ),
-            train_dataset=dataset(rows) if isinstance(rows, list) else rows,
-            loss=CachedMultipleNegativesRankingLoss(network, scale=scale, mini_batch_size=SHARD),
-        ).train()
+            train_dataset=rows,
+            loss=loss,
+        )  # fmt: skip
+        trainer.train()
         network.save_pretrained(str(folder))
+        counted = {"steps": trainer.state.global_step, "questions": sum(batches)}
+        artifacts.write_json(folder / SEEN, counted)
 
     def arguments(self, told: Any, steps: int) -> dict[str, Any]:
         linear = told.schedule == "linear"

@@ -46,7 +46,7 @@ from rocketray.comparison import Measured, compared
 from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
 from rocketray.formats import Dataset
-from rocketray.loop import claimed, say_departures
+from rocketray.loop import claimed, say_departures, say_warnings
 from rocketray.model import weights as initial_weights
 from rocketray.model.order import steps_of
 from rocketray.preparation import Ready
@@ -172,7 +172,9 @@ def ablate(
             continue
         folder = out / f"seed-{seed}"
         with claimed(folder, take_over) as claim:
-            if seed != missing[0]:
+            if seed == missing[0]:
+                say_warnings(dataset, display)
+            else:
                 lend(out / f"seed-{missing[0]}", folder)
             told = recipes.changed(recipe, [f"seed={seed}", f"data.seed={recipe.data_seed}"])
             one_seed(told, rows, Workflow(told, claim, display), dataset).write(out)
@@ -494,6 +496,7 @@ def conclude(
 ) -> dict[str, Any]:  # fmt: skip
     """Compare, show, and write what people open."""
     words = report.MODELS | {row.name: row.words for row in rows}
+    split = schema.held_out(found[0].origin["tables"])
     measured_rows = {
         name: Measured(name, words[name], [seed.measured[name] for seed in found],
                        [seed.facts.get(name, {}) for seed in found], found[0].groups)
@@ -502,6 +505,7 @@ def conclude(
     }  # fmt: skip
     shown = {
         "recipe": recipe.name,
+        "split": split,
         "seeds": [seed.seed for seed in found],
         "departures": [str(departure) for departure in recipes.departures(recipe)],
         **compared(measured_rows, f"in_batch_{asked.in_batch}", rows_by_kind(rows, recipe, asked)),
@@ -512,7 +516,7 @@ def conclude(
         },
         "pool": mean_of([seed.pool for seed in found if seed.pool]),
     }
-    shown["notes"] = notes(shown)
+    shown["notes"] = [*report.dev_notes(split, recipe), *notes(shown)]
     times = {
         name: {str(seed.seed): seed.seconds[name] for seed in found}
         for name in found[0].seconds
@@ -563,7 +567,8 @@ def mean_by_rank(lists: Sequence[Sequence[float]]) -> list[float]:
 def screen(shown: Mapping[str, Any], times: page.Times) -> Iterator[Table]:
     """The tables as a terminal has them."""
     titles = {kind: words[0] for kind, words in page.TABLES.items() if kind in shown}
-    for kind, title in {"rows": f"{shown['questions']:,} test questions", **titles}.items():
+    first = f"{shown['questions']:,} {shown['split']} questions"
+    for kind, title in {"rows": first, **titles}.items():
         table = Table(title=title, title_justify="left")
         for name in ("row", shown["measure"], "spread", "difference", "p", "paper", "time"):
             table.add_column(name, justify="left" if name == "row" else "right")

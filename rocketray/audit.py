@@ -35,13 +35,25 @@ from rocketray.recipe import Recipe
 from rocketray.report import audited, denoised
 from rocketray.schema import Verdict
 from rocketray.stages.ingest import hide_positives
-from rocketray.sweeps import DENOISED, ByRank, Pseudo, Removal, Row, Sweep, blocks, ratio
+from rocketray.sweeps import (
+    DENOISED,
+    ByRank,
+    BySource,
+    Pseudo,
+    Removal,
+    Row,
+    Sweep,
+    blocks,
+    ratio,
+    sources_of,
+)
 
 GRID = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.997)
 """Thresholds that are tried beside the run's own. Cross-encoders leave little in the middle."""
 SHOWN = 50
 """Examples of each verdict."""
 DEV_SCORED = "dual_0_dev_scored"
+POOL = "both_train"
 
 
 def audit(folder: RunFolder) -> Row:
@@ -56,6 +68,7 @@ def audit(folder: RunFolder) -> Row:
     ranks, sweep = denoising(run, probability)
     read = int(ranks.steps_VRS.sum())
     return {
+        "code": audited.CODE,
         "of": {
             name: run.need(name).digest for name in ("denoise", "augment") if run.same_cross(name)
         },
@@ -63,6 +76,7 @@ def audit(folder: RunFolder) -> Row:
         "asked": run.recipe.denoise.model_dump(include=set(run.thresholds)),
         "calibration": held,
         "by_rank": ranks.rows(),
+        "by_source": by_source(run, probability),
         "ce_scores": ranks.histograms(),
         "negatives": sweep.negatives() if read else [],
         "likely_positives": sweep.positives() if read else [],
@@ -117,6 +131,7 @@ class Run:
             "qrels_hidden": told.data.hide_labels,
             "qrels_hidden_positives": told.data.hide_positives,
             DEV_SCORED: told.denoise.calibration != "none" or told.data.hide_positives,
+            POOL: told.denoise.pool == "both",
         }
         wanted = name in self.current and asked.get(name, True)
         return self.need(name) if wanted else None
@@ -131,10 +146,21 @@ class Run:
 
     def _cross_of(self, version: Version) -> str | None:
         """Digest of the cross-encoder behind a scored run, or behind verdicts on one."""
+        return self._behind(version, "cross")
+
+    @property
+    def pool(self) -> Version | None:
+        """The candidates that `denoise` judged, if two retrievers found them."""
+        version = self.get(POOL)
+        mine = version and version.digest == self._behind(self.need("denoise"), "run")
+        return version if mine else None
+
+    def _behind(self, version: Version, name: str) -> str | None:
+        """Digest of an input of a scored run, or of the one that verdicts are on."""
         inputs = self._lineage.inputs
         own = inputs[version.path.name]
         scored = self._lineage.folders.get(own["scored"], []) if "scored" in own else []
-        return next((inputs[folder].get("cross") for folder in scored), own.get("cross"))
+        return next((inputs[folder].get(name) for folder in scored), own.get(name))
 
     @cached_property
     def _lineage(self) -> Lineage:
@@ -199,8 +225,9 @@ def labelled_pairs(run: Run) -> tuple[Pairs, str]:
     if scored := run.same_cross(DEV_SCORED):
         qrels, words = run.need("qrels_dev"), "dev questions, passages of dual_0"
     elif scored := run.same_cross("dual_2_test_scored"):
-        qrels = run.get("qrels_test") or run.need("qrels_dev")
-        words = "held-out questions, passages of dual_2"
+        split = schema.held_out(run.current)
+        qrels = run.need(f"qrels_{split}")
+        words = f"{split} questions, passages of dual_2"
     else:
         scored, qrels = run.need("denoise"), run.labels
         words = "training questions, passages of dual_0; it learned from them and looks too good"
@@ -238,6 +265,19 @@ def denoising(run: Run, probability: calibration.Map | None) -> tuple[ByRank, Sw
         ranks.add(found, likely_N, np.isin(found.key_N, hidden))
         sweep.add(found, likely_N)
     return ranks, sweep
+
+
+def by_source(run: Run, probability: calibration.Map | None) -> list[Row]:
+    """Verdicts by who found a candidate; empty where one retriever found all of them."""
+    pool = run.pool
+    if pool is None:
+        return []
+    hidden, sources = hidden_keys(run), BySource()
+    for block, found in zip(pool.blocks, blocks(run.need("denoise")), strict=True):
+        likely_N = likely(probability, found.ce_N)
+        who_N = sources_of(pool.table(block.number), found)
+        sources.add(found, likely_N, np.isin(found.key_N, hidden), who_N)
+    return sources.rows()
 
 
 def pseudo(run: Run, probability: calibration.Map | None) -> list[Row]:

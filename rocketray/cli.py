@@ -42,6 +42,12 @@ Set = Annotated[
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="The folder's writer is gone and cannot say so.")
 ]
+HidePositives = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of relevant passages to hide from training where a question has several."
+    ),
+]
 Place = Annotated[Path, typer.Option("--out", help="The folder to work in: a run's, or a new one.")]
 Data = Annotated[
     Path | None,
@@ -90,6 +96,8 @@ Examples:
 
     rocketray run small --data my_corpus --hide-labels 0.5 --out runs/hidden
 
+    rocketray run small --data my_corpus --hide-positives 0.3 --out runs/hidden
+
     rocketray run small --data my_corpus --out runs/first --set steps.dual_0.epochs=2
 
 The same command again goes on where it stopped, and reruns only what a change touches.
@@ -108,6 +116,7 @@ def run(
         float | None,
         typer.Option(help="Share of training questions to treat as unlabelled, truth kept aside."),
     ] = None,
+    hide_positives: HidePositives = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     frozen: Annotated[bool, typer.Option(help="Refuse to make finished stages again.")] = False,
     settings: Set = None,
@@ -116,7 +125,7 @@ def run(
     """The whole loop: corpus, questions and labels in; retriever, reranker, report out."""
     from rocketray import loop
 
-    overrides = _overrides(settings, hide_labels)
+    overrides = _overrides(settings, hide_labels, hide_positives)
     loop.run(
         recipe, out, data=data, unlabelled=unlabelled, overrides=overrides, until=until,
         frozen=frozen, take_over=take_over,
@@ -561,6 +570,7 @@ def ablate(
         float | None,
         typer.Option(help="Share of training questions to treat as unlabelled, truth kept aside."),
     ] = None,
+    hide_positives: HidePositives = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from the recipe's on.")] = 3,
     in_batch: Annotated[int, typer.Option(help="Questions in a group of the in-batch row.")] = 16,
     figure: Annotated[
@@ -579,7 +589,7 @@ def ablate(
     """The paper's Table 3 on your data: each of its ideas switched off, over several seeds."""
     from rocketray import ablation
 
-    overrides = _overrides(settings, hide_labels)
+    overrides = _overrides(settings, hide_labels, hide_positives)
     asked = ablation.Asked(in_batch, tuple(figure or ()), tuple(weights or ()), tuple(also or ()))
     ablation.ablate(
         recipe, out, data=data, unlabelled=unlabelled, overrides=overrides, seeds=seeds,
@@ -704,9 +714,12 @@ def plan(
     )  # fmt: skip
 
 
-def _overrides(settings: list[str] | None, hide_labels: float | None) -> list[str]:
-    """`--set`, and the field that has an option of its own."""
-    hidden = [] if hide_labels is None else [f"data.hide_labels={hide_labels}"]
+def _overrides(
+    settings: list[str] | None, hide_labels: float | None, hide_positives: float | None = None
+) -> list[str]:
+    """`--set`, and the fields that have an option of their own."""
+    own = {"data.hide_labels": hide_labels, "data.hide_positives": hide_positives}
+    hidden = [f"{field}={share}" for field, share in own.items() if share is not None]
     return [*(settings or []), *hidden]
 
 

@@ -14,6 +14,7 @@ from rocketray.artifacts import RunFolder
 from rocketray.engine import room
 from rocketray.engine.cluster import job_has_ended
 from rocketray.errors import UserError
+from rocketray.formats import Dataset
 from rocketray.progress import Display
 from rocketray.workflow import Finished, Workflow
 
@@ -45,8 +46,7 @@ def run(
         flow = Workflow(recipe, folder, display, until, frozen)
         display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder}")
         say_departures(recipe, display)
-        for warning in dataset.warnings:
-            display.say(f"  note: {warning}")
+        say_warnings(dataset, display)
         try:
             if _trains(folder, until):
                 room.check(recipe.cluster, display.say)
@@ -73,6 +73,12 @@ def say_departures(recipe: recipes.Recipe, display: Display) -> None:
     if found := recipes.departures(recipe):
         words = ", ".join(map(str, found))
         display.say(f"  departs from the paper (its rule in brackets) in {words}")
+
+
+def say_warnings(dataset: Dataset, display: Display) -> None:
+    """What a data set lacks."""
+    for warning in dataset.warnings:
+        display.say(f"  note: {warning}")
 
 
 @contextmanager

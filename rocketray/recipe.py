@@ -104,7 +104,8 @@ class Step(Model):
     micro_shard: Positive = 32
     """Rows that one forward pass takes, at most. With dropout it is part of the result."""
     evaluations: Positive = 4
-    """How often the dev set is evaluated during training, the end included."""
+    """How often the dev set is evaluated during training, the end included; the best weights there
+    stay. 1: the last ones do, as in the paper's code."""
     patience: Positive | None = None
     """Stop after so many evaluations in a row without a better one; null trains to the end."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
@@ -298,8 +299,9 @@ class Denoise(Model):
     the labels of dev questions, where unlabelled counts as irrelevant: the thresholds move, the
     stored ce_scores do not."""
     fill: Literal["drop", "random", "unscored_tail"] = "random"
-    """When too few negatives are left: drop the example, draw random passages of the corpus, or
-    (the released MS MARCO script) draw from the list below `depth` without scoring."""
+    """When too few negatives are left: drop the example (the released Natural Questions script),
+    draw random passages of the corpus, or (the released MS MARCO script) draw from the list below
+    `depth` without scoring."""
 
     @model_validator(mode="before")
     @classmethod
@@ -591,6 +593,14 @@ def changed(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 def departures(recipe: Recipe) -> list[paper.Departure]:
     """Where a recipe departs from the paper's rules."""
     return paper.departures(recipe.model_dump(mode="json"))
+
+
+def chosen_on_dev(recipe: Recipe) -> list[str]:
+    """Fields by which dev questions choose something: a step's weights, or where ce_scores are cut.
+    `patience` has no say in a step that is evaluated once."""
+    steps: dict[str, Step] = dict(recipe.steps)
+    fields = [f"steps.{name}.evaluations" for name, told in steps.items() if told.evaluations > 1]
+    return fields + ["denoise.calibration"] * (recipe.denoise.calibration != "none")
 
 
 def dump(recipe: Recipe) -> str:

@@ -128,7 +128,7 @@ def _listed(run: pa.Table, depth: int | None = None) -> np.ndarray:
 
 def held_out(flow: Workflow) -> Version:
     """Judgements of the questions in the table: test, or dev where there is no test."""
-    return flow.made.get("qrels_test") or flow.made["qrels_dev"]
+    return flow.made[f"qrels_{schema.held_out(flow.made)}"]
 
 
 def judged(flow: Workflow) -> pa.Table:
@@ -194,6 +194,8 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
     made = flow.made
     if "dual_0" in made:
         yield "negatives per question", f"{made['dual_0'].facts['negatives_per_query']:,} in dual_0"
+    if "both_train" in made:
+        yield "candidates", _found_by(made["both_train"].facts)
     if "denoise" in made:
         yield from _removed(made["denoise"].facts)
     for step in ("dual_1", "dual_2"):
@@ -245,6 +247,11 @@ def _rechecked(scored: Sequence[Mapping[str, int]], new: int) -> Iterator[tuple[
         )
 
 
+def _found_by(facts: Mapping[str, int]) -> str:
+    dual_0, bm25, both = (facts[name] for name in ("dual_0", "bm25", "both"))
+    return f"{dual_0:,} found by dual_0 alone, {bm25:,} by BM25 alone, {both:,} by both"
+
+
 def _removed(facts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     # `denoise.promote` makes positives of likely false negatives: removed they are as well.
     false = facts[Verdict.LIKELY_FALSE_NEGATIVE] + facts.get(Verdict.PSEUDO_POSITIVE, 0)
@@ -289,9 +296,9 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
     """The table, the counts and the times, on the screen."""
     names = list(next(iter(metrics.values())))
     best = {name: max(row[name] for row in metrics.values()) for name in names}
-    which = "test" if "qrels_test" in flow.made else "dev"
+    split = schema.held_out(flow.made)
     table = Table(
-        title=f"{flow.made['test_queries'].rows:,} {which} questions", title_justify="left"
+        title=f"{flow.made['test_queries'].rows:,} {split} questions", title_justify="left"
     )
     table.add_column("model")
     for name in names:
@@ -302,6 +309,8 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
         ]
         table.add_row(MODELS[model], *cells)
     flow.display.show(table)
+    for note in report.dev_notes(split, flow.recipe):
+        flow.display.say(f"  {note}")
     for label, value in summary["counts"]:
         flow.display.say(f"  {label:<32} {value}")
     flow.display.show(times(summary["timings"]))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -107,6 +107,12 @@ def positives_of(qrels: pa.Table) -> dict[int, list[int]]:
     for query, passage in zip(queries.tolist(), passages.tolist(), strict=True):
         found.setdefault(query, []).append(passage)
     return found
+
+
+def held_out(stages: Container[str]) -> str | None:
+    """Whose questions measure the models, by the names of a run's stages: those of test, or of dev
+    where the data have no test (MS MARCO); None where they have neither."""
+    return next((split for split in ("test", "dev") if f"qrels_{split}" in stages), None)
 
 
 def with_verdicts(scored: pa.Table, verdicts: Sequence[Sequence[Verdict]]) -> pa.Table:

@@ -25,6 +25,8 @@ FIRST_RANKS = np.array([1, 2, 3, 4, 6, 11, 21, 51, 101, 201, 501])
 """Where each band of ranks begins; the last one has no end."""
 STEPS = 20
 """Of a ce_score histogram, equally wide."""
+SOURCES = ("dual_0", "bm25", "both")
+"""Who found a candidate, as `stages.pool` says it."""
 VERDICTS = tuple(verdict.value for verdict in Verdict)
 DENOISED = VERDICTS[:4]
 FALSE_NEGATIVE = VERDICTS.index(Verdict.LIKELY_FALSE_NEGATIVE)
@@ -109,6 +111,9 @@ class ByRank:
     `before`: all that carry no label; `after`: those that denoising keeps as negatives.
     """
 
+    column = "ranks"
+    """What a row is called by."""
+
     def __init__(self) -> None:
         bands = len(FIRST_RANKS)
         self.verdicts_VR = np.zeros((len(DENOISED), bands), np.int64)
@@ -116,9 +121,17 @@ class ByRank:
         names = [f"{what}_{when}" for what in ("false", "ce", "known") for when in SIDES]
         self.sums = {name: np.zeros(bands) for name in names}
 
-    def add(self, found: Flat, likely_N: np.ndarray, hidden_N: np.ndarray) -> None:
-        """`likely_N`: probability of relevance; `hidden_N`: known to be relevant."""
-        band_N, scored_N = found.band_N, np.isfinite(found.ce_N)
+    def add(
+        self,
+        found: Flat,
+        likely_N: np.ndarray,
+        hidden_N: np.ndarray,
+        band_N: np.ndarray | None = None,
+    ) -> None:
+        """`likely_N`: probability of relevance; `hidden_N`: known to be relevant; `band_N`: where
+        each passage counts, None for its rank."""
+        band_N = found.band_N if band_N is None else band_N
+        scored_N = np.isfinite(found.ce_N)
         # `denoise.promote` makes a positive of what it takes for a false negative.
         promoted_N = found.having(Verdict.PSEUDO_POSITIVE)
         verdict_N = np.where(promoted_N, FALSE_NEGATIVE, found.verdict_N)
@@ -135,16 +148,19 @@ class ByRank:
         used = self._used()
         rows = [
             self._row(name, np.array([band]))
-            for name, band in zip(names_of_bands(used), used, strict=True)
+            for name, band in zip(self.names(used), used, strict=True)
         ]
         return [*rows, self._row("all", used)]
+
+    def names(self, bands: np.ndarray) -> list[str]:
+        return names_of_bands(bands)
 
     def _used(self) -> np.ndarray:
         return np.flatnonzero(self.verdicts_VR.sum(axis=0))
 
     def _row(self, name: str, bands: np.ndarray) -> Row:
         counts_V = self.verdicts_VR[:, bands].sum(axis=1).tolist()
-        row: Row = {"ranks": name, "passages": sum(counts_V)}
+        row: Row = {self.column: name, "passages": sum(counts_V)}
         row |= dict(zip(DENOISED, counts_V, strict=True))
         sums = {name: values[bands].sum() for name, values in self.sums.items()}
         unlabelled = {"before": sum(counts_V[1:]), "after": row[Verdict.HARD_NEGATIVE]}
@@ -155,18 +171,36 @@ class ByRank:
         return row
 
     def histograms(self) -> Row:
-        """ce_scores by verdict, and of unlabelled passages by band of ranks."""
+        """ce_scores by verdict, and by band of ranks and verdict."""
         used = self._used()
-        unlabelled_RS = self.steps_VRS[1:].sum(axis=0)[used].tolist()
         by_verdict = self.steps_VRS.sum(axis=1).tolist()
         return {
             "edges": (np.arange(STEPS + 1) / STEPS).tolist(),
             "by_verdict": dict(zip(DENOISED, by_verdict, strict=True)),
-            "unlabelled_by_rank": [
-                {"ranks": name, "counts": counts}
-                for name, counts in zip(names_of_bands(used), unlabelled_RS, strict=True)
+            "by_rank": [
+                {
+                    "ranks": name,
+                    "counts": dict(zip(DENOISED, self.steps_VRS[:, band].tolist(), strict=True)),
+                }
+                for name, band in zip(names_of_bands(used), used, strict=True)
             ],
         }
+
+
+class BySource(ByRank):
+    """The same by who found a candidate: bands are places in SOURCES."""
+
+    column = "found_by"
+
+    def names(self, bands: np.ndarray) -> list[str]:
+        return [SOURCES[band] for band in bands]
+
+
+def sources_of(pool: pa.Table, found: Flat) -> np.ndarray:
+    """A block of POOL -> of each passage that was judged of its lists, its place in SOURCES."""
+    sizes = np.bincount(found.list_N, minlength=found.lists).tolist()
+    rows = zip(pool["found_by"].to_pylist(), sizes, strict=True)
+    return np.array([SOURCES.index(who) for row, size in rows for who in row[:size]], np.int64)
 
 
 SIDES = ("before", "after")

@@ -7,13 +7,14 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from rocketray import ablation, cli, comparison, workflow
+from rocketray import ablation, cli, comparison, report, workflow
 from rocketray.ablation import FIGURES, Asked, ablate, equally_long, planned
 from rocketray.artifacts import RunFolder
 from rocketray.engine import training
@@ -23,6 +24,8 @@ from rocketray.pipeline import STEPS
 from rocketray.progress import Display
 from rocketray.recipe import HardStep, load
 from rocketray.report import MODELS
+from rocketray.report import ablation as page
+from rocketray.seeds import Seed, path_of
 from tests.test_pipeline import RECIPE, write_data
 
 ASKED = Asked(in_batch=4)
@@ -241,6 +244,50 @@ def test_figures_and_other_weights_add_to_what_is_there(
     assert "Amount of augmented data" in page
 
 
+def test_what_the_data_lack_is_said_as_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, said = Place(tmp_path), io.StringIO()
+    (place.data / "qrels" / "test.tsv").unlink()
+    monkeypatch.setattr(ablation, "one_seed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(str(place.recipe), place.out, data=place.data, asked=ASKED,
+               display=Display(Console(file=said, width=200)))  # fmt: skip
+    assert "no qrels/test.tsv, so nothing is measured on test." in said.getvalue()
+
+
+def stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_questions_are_called_by_their_split(ablated: tuple[Place, dict[str, Any]]) -> None:
+    place, shown = ablated
+    assert shown["split"] == "test"
+    assert f"{shown['questions']} test questions" in (place.out / "ablation.html").read_text()
+    dev = {**shown, "split": "dev"}
+    times = json.loads((place.out / "times.json").read_text())
+    html = report.environment().get_template("ablation.html.jinja").render(page.context(dev, times))
+    tables = [str(table.title) for table in ablation.screen(dev, times)]
+    for text in (html, page.markdown(dev, times), *tables[:1]):
+        assert f"{shown['questions']} dev questions" in text
+        assert "test questions" not in text
+
+
+def test_dev_questions_that_chose_and_measure_are_told(
+    ablated: tuple[Place, dict[str, Any]], tmp_path: Path
+) -> None:
+    """From the file of a seed alone, without its run."""
+    place, _ = ablated
+    recipe = load(str(place.recipe), ["steps.cross.evaluations=2"])
+    seed = Seed.read(path_of(place.out, 3))
+    tables = {name.replace("test", "dev"): digest for name, digest in seed.origin["tables"].items()}
+    seed = replace(seed, origin={**seed.origin, "tables": tables})
+    display = Display(Console(file=io.StringIO(), width=200))
+    told = ablation.conclude(tmp_path, recipe, ASKED, planned(recipe, ASKED), [seed], display)
+    assert told["split"] == "dev"
+    assert "they have also chosen (steps.cross.evaluations)" in told["notes"][0]
+
+
 # ---------------------------------------------------------------------------------------- details
 
 
@@ -337,7 +384,9 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SystemExit, match="0"):
         cli.main(
             ["ablate", "small", "--out", "o", "--seeds", "2", "--in-batch", "8", "--also", "kl",
-             "--also", "percpos", "--figure", "negatives", "--weights", "w", "--hide-labels", "0.5"]
+             "--also", "percpos", "--figure", "negatives", "--weights", "w", "--hide-labels", "0.5",
+             "--hide-positives", "0.3"]
         )  # fmt: skip
     assert seen["asked"] == Asked(8, ("negatives",), ("w",), ("kl", "percpos"))
-    assert (seen["seeds"], seen["overrides"]) == (2, ["data.hide_labels=0.5"])
+    assert seen["seeds"] == 2
+    assert seen["overrides"] == ["data.hide_labels=0.5", "data.hide_positives=0.3"]

@@ -19,7 +19,8 @@ from rocketray.errors import UserError
 from rocketray.report import audited
 from rocketray.schema import PASSAGES
 from rocketray.stages.denoise import Denoise
-from tests.versions import qrels, questions, scored, table, verdicts, version
+from rocketray.stages.pool import POOL
+from tests.versions import falling, qrels, questions, scored, table, verdicts, version
 
 POSITIVE, HARD, FALSE, UNSURE, PSEUDO = (
     "labelled_positive",
@@ -128,6 +129,34 @@ def test_the_cross_encoder_is_held_to_dev_questions(folder: RunFolder) -> None:
     assert rows["2"]["false_before"] == pytest.approx(0.5)  # 1 of 0.85, 0 of 0.05
     assert rows["3"]["false_before"] == pytest.approx(0.5)
     assert rows["all"]["false_after"] == 0.0
+
+
+def test_verdicts_by_who_found_a_candidate(folder: RunFolder) -> None:
+    """Of the pool that was judged: one of another dual_0 lists other passages."""
+    assert audit.audit(folder)["by_source"] == []
+    add(
+        folder, "both_train",
+        pool((0, [0, 1, 2, 3, 9], ["both", "bm25", "dual_0", "bm25", "bm25"])),
+        pool((1, [2, 5], ["dual_0", "bm25"])),
+    )  # fmt: skip
+    recipe = folder.path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("denoise: {", "denoise: {pool: both, "))
+    assert audit.audit(folder)["by_source"] == []
+    old = folder.version("denoise")
+    inputs = {"run": folder.version("both_train").digest}
+    identity = {**old.manifest["identity"], "inputs": inputs}
+    artifacts.write_json(old.path / "manifest.json", {**old.manifest, "identity": identity})
+    rows = {row["found_by"]: row for row in audit.audit(folder)["by_source"]}
+    assert [rows[who]["passages"] for who in ("dual_0", "bm25", "both", "all")] == [2, 3, 1, 6]
+    assert (rows["dual_0"][POSITIVE], rows["dual_0"][UNSURE]) == (1, 1)
+    assert (rows["bm25"][FALSE], rows["bm25"][HARD]) == (1, 2)
+    assert (rows["bm25"]["known_false_before"], rows["bm25"]["known_false_after"]) == (1, 0)
+    recipe.write_text(RECIPE)
+    assert audit.audit(folder)["by_source"] == []
+
+
+def pool(*rows: tuple[int, list[int], list[str]]) -> pa.Table:
+    return table(POOL, *((query, row, falling(row), who) for query, row, who in rows))
 
 
 def test_removal_of_each_known_truth(folder: RunFolder) -> None:
@@ -240,6 +269,7 @@ def test_without_ce_scores_there_are_shares_and_examples(folder: RunFolder) -> N
     found = audit.audit(folder)
     assert (found["negatives"], found["likely_positives"], found["thresholds"]) == ([], [], {})
     assert found["pairs"] == {"read": 0, "scored": 0}
+    assert next(audited.sentences(found)).startswith("Denoising was off: ")
     assert found["by_rank"][-1]["known_false_after"] == 1
     assert found["examples"][HARD][0]["ce_score"] is None
     json.dumps(found, allow_nan=False)

@@ -145,5 +145,11 @@ def test_quality(tmp_path: Path) -> None:
     assert found[0]["name"] == "mrr@10 of the dual encoder"
     assert 0 < found[0]["value"] <= 1
     assert 0 < found[1]["value"] <= 1
+    lines = {line["name"]: line for line in found}
+    # A fair comparison, and no broken opponent: as much training, of use to both.
+    assert lines["steps of the dual encoder's training"]["ratio"] == 1
+    assert lines["questions of the dual encoder's training"]["ratio"] == 1
+    assert lines["mrr@10 over the untrained weights, ours"]["value"] > 0
+    assert lines["mrr@10 over the untrained weights, theirs"]["value"] > 0
     made = {path.parent.name for path in tmp_path.glob("out/seed-0/theirs-*/*/model.safetensors")}
     assert made == {"base", "cross", "no-hard-negatives", "relative-margin-0.05", "at-most-0.5"}

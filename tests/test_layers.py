@@ -28,7 +28,7 @@ ALLOWED = {
     "calibration": {"errors", "artifacts"},
     "formats": {*DATA, "lines", "answers"},
     "measures": {*DATA, "lines", "answers"},
-    "report": {*DATA, "lines", "answers"},
+    "report": {*DATA, "lines", "answers", "measures"},
     "model": DATA,
     "stages": {*DATA, "lines", "answers", "formats", "model"},
     "engine": {*DATA, "model"},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from rocketray.errors import UserError
-from rocketray.paper import RULES
-from rocketray.recipe import Recipe, departures, dump, load
+from rocketray.paper import FREE, RULES, Either
+from rocketray.recipe import Recipe, chosen_on_dev, departures, dump, load
 
 
 @pytest.mark.parametrize("name", ["msmarco", "nq"])
@@ -42,15 +44,63 @@ def test_what_the_recipe_says_stays_and_is_listed(tmp_path: Path) -> None:
 
 def test_without_it_the_defaults_are_ours() -> None:
     fields = {departure.field for departure in departures(Recipe())}
-    assert fields == {f"steps.{step}.mask_known" for step in ("dual_0", "dual_1", "dual_2")}
+    assert fields == {
+        *(f"steps.{step}.mask_known" for step in ("dual_0", "dual_1", "dual_2")),
+        *(f"steps.{step}.evaluations" for step in ("dual_0", "cross", "dual_1", "dual_2")),
+        "denoise.fill",
+    }
 
 
 def test_every_rule_is_a_field() -> None:
+    whole = Recipe(paper=True)
     for field, value in RULES.items():
-        found: object = Recipe(paper=True)
+        found: object = whole
         for name in field.split("."):
             found = getattr(found, name)
+        value = value[0] if isinstance(value, Either) else value
         assert found == (tuple(value) if isinstance(value, list) else value), field
+
+
+def test_every_field_has_a_rule_or_a_reason_for_none() -> None:
+    """May a recipe with a new field of these parts be called the paper's? Somebody must decide."""
+    parts = ("model", "steps", "retrieve", "denoise", "augment", "data")
+    fields = {field for part in parts for field in leaves(getattr(Recipe(), part), part)}
+    assert fields == RULES.keys() | FREE.keys()
+    assert not RULES.keys() & FREE.keys()
+
+
+def leaves(model: BaseModel, path: str) -> Iterator[str]:
+    """Every field below, by its whole name."""
+    for name, value in model:
+        field = f"{path}.{name}"
+        yield from leaves(value, field) if isinstance(value, BaseModel) else [field]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("denoise.calibration=isotonic", "denoise.calibration isotonic (none)"),
+        ("denoise.fill=random", "denoise.fill random (unscored_tail or drop)"),
+        ("data.hide_positives=0.3", "data.hide_positives 0.3 (0.0)"),
+        ("steps.cross.evaluations=2", "steps.cross.evaluations 2 (1)"),
+        ("steps.dual_2.patience=1", "steps.dual_2.patience 1 (null)"),
+        ("model.cross.dropout=0.0", "model.cross.dropout 0.0 (null)"),
+        ("retrieve.index=HNSW32", "retrieve.index HNSW32 (null or Flat)"),
+    ],
+)
+def test_what_the_paper_does_not_do_is_told(override: str, told: str) -> None:
+    assert [str(departure) for departure in departures(load("msmarco", [override]))] == [told]
+
+
+@pytest.mark.parametrize("override", ["denoise.fill=drop", "retrieve.index=Flat"])
+def test_either_of_two_is_the_papers(override: str) -> None:
+    assert departures(load("msmarco", [override])) == []
+
+
+def test_what_dev_questions_choose() -> None:
+    assert chosen_on_dev(load("msmarco", ["steps.dual_1.patience=1"])) == []
+    told = load("ablate", ["denoise.calibration=temperature"])
+    assert chosen_on_dev(told) == ["steps.cross.evaluations", "denoise.calibration"]
 
 
 def test_a_dump_lists_departures_as_comments() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray import artifacts, calibration, cli, loop, pipeline, preparation, results
+from rocketray import artifacts, audit, calibration, cli, loop, pipeline, preparation, results
 from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.errors import UserError
 from rocketray.formats.generated import words, write_generated
@@ -185,6 +185,20 @@ def test_promoted_passages_count_as_removed(place: Place) -> None:
     assert removed("denoise.promote=true") == before
 
 
+def test_candidates_of_two_retrievers_are_told_by_who_found_them(place: Place) -> None:
+    facts = place.run("denoise.pool=both").made["both_train"].facts
+    found = {name: facts[name] for name in ("dual_0", "bm25", "both")}
+    assert sum(found.values()) == 16 * 5
+    counts = dict(artifacts.read_json(place.out / "summary.json")["counts"])
+    assert counts["candidates"] == (
+        "{dual_0} found by dual_0 alone, {bm25} by BM25 alone, {both} by both".format(**found)
+    )
+    rows = audit.audit(RunFolder.open(place.out))["by_source"]
+    assert {row["found_by"]: row["passages"] for row in rows[:-1]} == {
+        name: count for name, count in found.items() if count
+    }
+
+
 class Overtaken(Display):
     """Somebody takes the run folder over when dual_2 begins to train."""
 
@@ -336,6 +350,21 @@ def test_hidden_positives_are_kept_from_training_and_scored_on_dev(tmp_path: Pat
     pairs = calibration.labelled_pairs(scored, flow.made["qrels_dev"].read())
     asked = {"negative_below": 0.45, "positive_above": 0.55}
     assert told["recipe"] == calibration.moved(calibration.fit("isotonic", pairs), asked)
+
+
+def test_dev_measures_where_there_is_no_test_split(tmp_path: Path) -> None:
+    """MS MARCO's layout: nothing is lost, and what chose and measures is told."""
+    place, said = new(tmp_path), io.StringIO()
+    (place.data / "qrels" / "test.tsv").unlink()
+    display = Display(Console(file=said, width=200))
+    flow = place.run("steps.cross.evaluations=2", display=display)
+    asked = f"{flow.made['test_queries'].rows} dev questions"
+    page = (place.out / "report.html").read_text()
+    assert f"dual_2 against dual_0 on {asked}" in page
+    assert "Share of the relevant passages among the first k, mean over the dev questions" in page
+    for text in (page, said.getvalue()):
+        assert asked in text
+        assert "they have also chosen (steps.cross.evaluations)" in text
 
 
 def test_calibration_needs_dev_questions(tmp_path: Path) -> None:
@@ -516,6 +545,10 @@ def test_mended_data_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--set", "steps.dual_0.epoch=1"], "unknown field 'steps.dual_0.epoch': did you mean"),
         (["--set", "steps.dual_0.epochs=0"], "steps.dual_0.epochs = 0: input should be greater"),
         (["--hide-labels", "1.5"], "data.hide_labels = 1.5: input should be less than 1"),
+        (
+            ["--hide-positives", "2"],
+            "data.hide_positives = 2.0: input should be less than or equal",
+        ),
         (["--until", "dual0"], "--until 'dual0': no such stage. Did you mean 'dual_0'?"),
         (["--data", "nowhere"], "nowhere: no such folder."),
         (["--unlabelled", "nowhere.txt"], "nowhere.txt: no such file of unlabelled questions."),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rocketray.calibration import keys
 from rocketray.sweeps import (
     ByRank,
+    BySource,
     Pseudo,
     Removal,
     Row,
@@ -18,6 +20,7 @@ from rocketray.sweeps import (
     flat,
     names_of_bands,
     ratio,
+    sources_of,
 )
 from tests.versions import scored, verdicts
 
@@ -103,8 +106,37 @@ def test_histograms_by_verdict_and_by_rank() -> None:
     assert filled == {
         POSITIVE: {10: 1, 15: 1, 19: 1}, HARD: {0: 1, 2: 2}, FALSE: {10: 1}, UNSURE: {5: 1},
     }  # fmt: skip
-    by_rank = [(row["ranks"], sum(row["counts"])) for row in found["unlabelled_by_rank"]]
-    assert by_rank == [("1", 1), ("2", 1), ("3", 1), ("4-5", 2)]
+    by_rank = {
+        row["ranks"]: {verdict: sum(counts) for verdict, counts in row["counts"].items()}
+        for row in found["by_rank"]
+    }
+    assert by_rank == {
+        "1": {POSITIVE: 2, HARD: 1, FALSE: 0, UNSURE: 0},
+        "2": {POSITIVE: 1, HARD: 0, FALSE: 0, UNSURE: 1},
+        "3": {POSITIVE: 0, HARD: 0, FALSE: 1, UNSURE: 0},
+        "4-5": {POSITIVE: 0, HARD: 2, FALSE: 0, UNSURE: 0},
+    }
+    assert found["by_rank"][2]["counts"][FALSE][10] == 1
+
+
+def test_verdicts_by_who_found_a_candidate() -> None:
+    """A pool may list more than was judged, and nothing of a question that was left out."""
+    found, sources = flat(LISTS), BySource()
+    who = [["both", "bm25", "dual_0", "bm25", "bm25", "dual_0"], ["bm25", "dual_0"], ["both"]]
+    place_N = sources_of(pa.table({"found_by": who}), found)
+    assert place_N.tolist() == [2, 1, 0, 1, 1, 1, 0, 2]
+    sources.add(found, 2 * found.ce_N, np.isin(found.key_N, pairs((3, 13))), place_N)
+    rows = sources.rows()
+    assert by(rows, "found_by") == ["dual_0", "bm25", "both", "all"]
+    assert by(rows, "passages") == [2, 4, 2, 8]
+    assert by(rows, POSITIVE) == [1, 0, 2, 3]
+    assert by(rows, HARD) == [0, 3, 0, 3]
+    assert by(rows, FALSE) == [1, 0, 0, 1]
+    assert by(rows, UNSURE) == [0, 1, 0, 1]
+    assert by(rows, "false_before") == [1.0, 0.25, None, 0.4]
+    assert by(rows, "known_false_before") == [0, 1, 0, 1]
+    left_out = flat(verdicts((1, [], [], []), (2, [7], [0.5], [HARD])))
+    assert sources_of(pa.table({"found_by": [["bm25"], ["both"]]}), left_out).tolist() == [2]
 
 
 def test_blocks_add_up_to_the_whole() -> None:

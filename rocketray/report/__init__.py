@@ -23,9 +23,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rocketray import artifacts
+from rocketray import artifacts, schema
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
+from rocketray.recipe import Recipe
 from rocketray.report import audited, compared, curves, denoised, plots
 from rocketray.report.denoised import Denoised, Story
 from rocketray.schema import Verdict
@@ -103,14 +104,18 @@ def page(folder: RunFolder) -> dict[str, Any]:
     """All that the template shows."""
     metrics, summary = _json(folder, "metrics.json"), _json(folder, "summary.json")
     recipe = folder.path / "recipe.yaml"
+    told = recipes.load(str(recipe)) if recipe.is_file() else None
     version = _version(folder, "denoise")
-    thresholds = _thresholds(recipe, version)
+    thresholds = _thresholds(told, version)
     measured = denoised.read(version) if version else None
+    split = schema.held_out(folder.current())
     found, questions = compared.read(folder)
     found = {model: one for model, one in found.items() if len(one.recall_K)}
     return {
         "summary": summary,
-        "sizes": _sizes(summary.get("rows", {})),
+        "split": split or "test",
+        "notes": dev_notes(split, told) if told else [],
+        "sizes": _sizes(summary.get("rows", {}), split),
         "counts": summary.get("counts", []),
         "measures": measures(metrics),
         "results": results(metrics),
@@ -130,7 +135,8 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "timings": timings(summary.get("timings", [])),
         "seconds": sum(row["seconds"] for row in summary.get("timings", [])),
         "briefest": BRIEFEST,
-        "recipe": recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        "recipe": recipe.read_text(encoding="utf-8") if told else "",
+        "departures": [str(found) for found in recipes.departures(told)] if told else [],
     }
 
 
@@ -153,7 +159,11 @@ def audit(folder: RunFolder) -> Audit | None:
     drawn = []
     if found["pairs"]["read"]:
         drawn.append((plots.scores_by_verdict(found["ce_scores"]), "ce_scores by verdict."))
-        drawn.append((plots.scores_by_rank(found["ce_scores"]), "Each strip adds up to its rank."))
+        words = (
+            "ce_scores by rank: of unlabelled passages by verdict, and (the line) of labelled ones."
+            " Each strip and each line adds up to its rank."
+        )
+        drawn.append((plots.scores_by_rank(found["ce_scores"]), words))
     if maps := audited.calibrations(found):
         drawn.append((plots.reliability(maps), "Below the line: less often relevant than said."))
     for number, (words, row) in enumerate(audited.truths(found)):
@@ -163,8 +173,26 @@ def audit(folder: RunFolder) -> Audit | None:
     return Audit(tables, sentences, drawn, {name: found["examples"][name] for name in order})
 
 
-def _sizes(rows: Mapping[str, int]) -> list[tuple[str, int]]:
-    return [(words, rows[name]) for name, words in SIZES.items() if name in rows]
+def dev_notes(split: str | None, recipe: Recipe) -> list[str]:
+    """What to know where the questions that measure have chosen something as well; else nothing.
+
+    Args:
+        split: whose questions measure, as `schema.held_out` says.
+    """
+    fields = recipes.chosen_on_dev(recipe)
+    if split != "dev" or not fields:
+        return []
+    return [
+        "Note: there are no test questions, so dev questions measure, and they have also chosen"
+        f" ({', '.join(fields)}): the numbers are somewhat too good. Add test judgements, or set"
+        " evaluations to 1 and calibration to none."
+    ]
+
+
+def _sizes(rows: Mapping[str, int], split: str | None) -> list[tuple[str, int]]:
+    measuring = {"test": "dev questions that measure"} if split == "dev" else {}
+    words = {**SIZES, **measuring}
+    return [(words[name], rows[name]) for name in SIZES if name in rows]
 
 
 def environment() -> jinja2.Environment:
@@ -254,15 +282,13 @@ def _version(folder: RunFolder, name: str) -> Version | None:
     return folder.version(name) if name in folder.current() else None
 
 
-def _thresholds(recipe: Path, version: Version | None) -> dict[str, float]:
+def _thresholds(recipe: Recipe | None, version: Version | None) -> dict[str, float]:
     """Where ce_scores were cut: a calibration moves what the recipe says."""
     names = ("negative_below", "positive_above")
     told = version.manifest["identity"].get("recipe", {}) if version else {}
     if all(name in told for name in names):
         return {name: told[name] for name in names}
-    return (
-        recipes.load(str(recipe)).denoise.model_dump(include=set(names)) if recipe.is_file() else {}
-    )
+    return recipe.denoise.model_dump(include=set(names)) if recipe else {}
 
 
 def _stories(folder: RunFolder, measured: Denoised | None) -> list[Story] | None:

@@ -91,7 +91,7 @@ def markdown(shown: Shown, times: Times) -> str:
     lines = [
         f"# Ablation: {shown['recipe']}",
         "",
-        f"{shown['questions']:,} test questions; seeds {seeds}; {shown['measure']}.",
+        f"{shown['questions']:,} {shown['split']} questions; seeds {seeds}; {shown['measure']}.",
         "",
         *_markdown_table(shown["rows"], times),
         "",

@@ -11,6 +11,9 @@ from rocketray.schema import Verdict
 
 Row = Mapping[str, Any]
 
+CODE = 2
+"""Of the form of audit.json."""
+
 VERDICTS = tuple(verdict.value for verdict in Verdict)[:4]
 FALSE = ("false_before", "false_after")
 PLAIN = ("negative_below", "positive_above", "per_question", "calibration_error")
@@ -40,10 +43,13 @@ class Shown(NamedTuple):
     caption: str
     columns: Sequence[str]
     rows: Sequence[tuple[Sequence[str], bool]]
+    marked: str = ""
+    """What that row is; of a sum it needs no word."""
 
 
 def read(folder: RunFolder) -> dict[str, Any] | None:
-    """The folder's audit.json; None without one, or where it is of other verdicts than the run's.
+    """The folder's audit.json; None without one, where it is of other verdicts than the run's, or
+    of an older form.
 
     Raises:
         UserError: the file is damaged.
@@ -57,12 +63,15 @@ def read(folder: RunFolder) -> dict[str, Any] | None:
         name in current and folder.version(name).digest == digest
         for name, digest in found["of"].items()
     )
-    return found if same else None
+    return found if same and found.get("code") == CODE else None
 
 
 def tables(found: Row) -> Iterator[Shown]:
     """Every part of an audit that has rows."""
-    yield by_rank(found["by_rank"])
+    yield by_verdict("Labels and verdicts by rank", found["by_rank"], "ranks")
+    if found["by_source"]:
+        caption = "Labels and verdicts by who found a candidate"
+        yield by_verdict(caption, found["by_source"], "found_by")
     removals = [
         (f"Removal against known truth: {words}", row["curve"], REMOVAL)
         for words, row in truths(found)
@@ -74,11 +83,13 @@ def tables(found: Row) -> Iterator[Shown]:
         *removals,
     ):
         if rows:
-            yield _table(caption, rows, columns, found["thresholds"].get(columns[0]))
+            mine = found["thresholds"].get(columns[0])
+            yield _table(caption, rows, columns, mine, "the run's own threshold")
     if maps := calibrations(found):
         rows = [{"map": name, "calibration_error": row["error"]} for name, row in maps.items()]
         caption = "Calibration: fitted to half of the questions, measured on the others"
-        yield _table(caption, rows, ("map", "calibration_error"), found["calibration"]["chosen"])
+        columns = ("map", "calibration_error")
+        yield _table(caption, rows, columns, found["calibration"]["chosen"], "the run's own")
 
 
 def truths(found: Row) -> list[tuple[str, Row]]:
@@ -93,28 +104,29 @@ def calibrations(found: Row) -> dict[str, Row]:
     return {name: maps[name] for name in ("none", "temperature", "isotonic") if name in maps}
 
 
-def by_rank(rows: Sequence[Row]) -> Shown:
-    """Shares of the verdicts at each rank; false negatives, estimated and (hidden ones) known."""
+def by_verdict(caption: str, rows: Sequence[Row], kind: str) -> Shown:
+    """Shares of the verdicts, by the first column, `kind`; false negatives, estimated and
+    (hidden ones) known."""
     known = ("known_false_before", "known_false_after") if rows[-1]["known_false_before"] else ()
     shares = [
         {
-            "ranks": row["ranks"],
-            "passages": row["passages"],
+            **{name: row[name] for name in (kind, "passages")},
             **{verdict: row[verdict] / max(1, row["passages"]) for verdict in VERDICTS},
             **{name: row[name] for name in (*FALSE, *known)},
         }
         for row in rows
     ]
-    return _table("Labels and verdicts by rank of dual_0", shares, tuple(shares[0]), "all")
+    return _table(caption, shares, tuple(shares[0]), "all")
 
 
-def _table(caption: str, rows: Sequence[Row], columns: Sequence[str], marked: Any) -> Shown:
-    """`marked`: the first cell of the row to stand out."""
+def _table(
+    caption: str, rows: Sequence[Row], columns: Sequence[str], first: Any, marked: str = ""
+) -> Shown:
+    """`first`: the first cell of the row to stand out, which is what `marked` says."""
     cells = [
-        (tuple(cell(name, row[name]) for name in columns), row[columns[0]] == marked)
-        for row in rows
+        (tuple(cell(name, row[name]) for name in columns), row[columns[0]] == first) for row in rows
     ]
-    return Shown(caption, [name.replace("_", " ") for name in columns], cells)
+    return Shown(caption, [name.replace("_", " ") for name in columns], cells, marked)
 
 
 def cell(name: str, value: Any) -> str:
@@ -135,20 +147,34 @@ def percent(share: float) -> str:
 def sentences(found: Row) -> Iterator[str]:
     """What the tables rest on, and what they come to."""
     held, pairs = found["calibration"], found["pairs"]
-    yield (
-        f"False negatives are estimated by the cross-encoder, made a probability by isotonic"
-        f" regression on {held['pairs']:,} pairs, {held['relevant']:,} of them relevant"
-        f" ({held['source']}; negatives: {held['negatives']})."
-        if held["maps"]
-        else "False negatives are estimated by ce_scores as they are: too few labelled pairs for a"
-        " map."
-    )
+    yield estimated(held, pairs["read"])
     if found["thresholds"] != found["asked"]:
         moved = ", ".join(f"{n} {t:.4g}" for n, t in found["thresholds"].items())
         yield f"denoise.calibration ({held['chosen']}) moved the thresholds: {moved}."
     for known, row in truths(found):
         yield f"{known.capitalize()}: {removal(row)}."
     yield f"{pairs['read']:,} stored ce_scores read, {pairs['scored']:,} pairs scored."
+
+
+def estimated(held: Row, read: int) -> str:
+    """Where shares of false negatives come from.
+
+    Args:
+        held: what the cross-encoder was held to.
+        read: ce_scores of passages that were judged.
+    """
+    if not read:
+        return "Denoising was off: passages have no ce_score, so no false negatives are estimated."
+    if not held["maps"]:
+        return (
+            "False negatives are estimated by ce_scores as they are: too few labelled pairs for a"
+            " map."
+        )
+    return (
+        "False negatives are estimated by the cross-encoder, made a probability by isotonic"
+        f" regression on {held['pairs']:,} pairs, {held['relevant']:,} of them relevant"
+        f" ({held['source']}; negatives: {held['negatives']})."
+    )
 
 
 def removal(row: Row) -> str:

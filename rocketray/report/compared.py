@@ -1,26 +1,27 @@
-"""Two models question by question, on the test questions: what a mean hides.
+"""Two models question by question, on the questions that measure: what a mean hides.
 
 Memory is one block of a run and a few numbers per question, whatever the size of the corpus.
 """
 
-# Shapes: Q test questions in ascending order of their rows, K ranks.
+# Shapes: Q such questions in ascending order of their rows, K ranks.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
+from rocketray import measures, schema
 from rocketray.artifacts import RunFolder, Version
 from rocketray.report.denoised import Passage, cut, fetch, readable
 from rocketray.schema import positives_of, sample
 
 MODELS = ("initial", "bm25", "dual_0", "dual_1", "dual_2")
-"""Whose runs over the test questions a folder may hold, in order."""
+"""Whose runs over those questions a folder may hold, in order."""
 DEPTH = 10
 """A relevant passage beyond it counts nothing, as in MRR@10."""
 CURVE = 100
@@ -86,26 +87,22 @@ class Compared:
     questions: int
     better: int
     worse: int
+    p_value: float
+    """Of the difference in MRR@10: a paired randomisation test over the questions in which those
+    about one passage are one witness, since they rise and fall with its embedding."""
     slices: Sequence[Slice]
     wins: Sequence[Case]
     losses: Sequence[Case]
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided sign test: were it a coin that says which model answers a question better, how
-        often would it be as far from half as here?"""
-        unequal, fewer = self.better + self.worse, min(self.better, self.worse)
-        tail = sum(math.comb(unequal, count) for count in range(fewer + 1))
-        return min(1.0, 2 * tail / (1 << unequal))
 
 
 def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
     """What each model found, in order; and the last dual encoder against dual_0 (against the
     initial weights where there is no later one). Empty and None where nothing was retrieved."""
     names = folder.current()
-    if "qrels_test" not in names:
+    split = schema.held_out(names)
+    if split is None:
         return {}, None
-    relevant = relevant_of(folder.version("qrels_test"))
+    relevant = relevant_of(folder.version(f"qrels_{split}"))
     if "test_queries" in names:  # The others of them were not asked (`evaluate.queries`).
         asked = folder.version("test_queries").read()["query"].to_pylist()
         relevant = {query: relevant[query] for query in sorted(asked)}
@@ -170,6 +167,7 @@ def compare(
         len(gain_Q),
         int((gain_Q > 0).sum()),
         int((gain_Q < 0).sum()),
+        chance(old, new, relevant),
         [
             *slices("first word", first_words(told), old, new),
             *slices("length", lengths(told), old, new),
@@ -178,6 +176,14 @@ def compare(
         cases(wins, old, new, old, questions, relevant, passages),
         cases(losses, old, new, new, questions, relevant, passages),
     )
+
+
+def chance(old: Found, new: Found, relevant: Relevant) -> float:
+    """The p-value of `new` against `old`; a question's group is its first relevant passage."""
+    rows = list(relevant)
+    first = {query: min(passages) for query, passages in relevant.items() if passages}
+    both = (pd.Series(side.mrr_Q, rows) for side in (new, old))
+    return measures.compare(*both, groups=pd.Series(first, dtype="int64")).p_value
 
 
 # ------------------------------------------------------------------------------------------ slices

@@ -100,7 +100,7 @@ def removed_by_rank(denoised: Denoised) -> Markup:
         edges = np.arange(len(total) + 1) + 0.5
         axes.stairs(total, edges, fill=True, color=BLUE, label="uncertain")
         axes.stairs(false, edges, fill=True, color=ORANGE, label="likely false negative")
-        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank in dual_0's run", ylabel="removed")
+        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank", ylabel="removed")
         axes.set_ylim(0, 1.1 * total.max() or 1)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -198,22 +198,41 @@ def scores_by_verdict(histograms: Mapping[str, Any]) -> Markup:
 
 
 def scores_by_rank(histograms: Mapping[str, Any]) -> Markup:
-    """ce_scores of unlabelled passages, one strip a band of ranks: shares of the band."""
-    edges, bands = histograms["edges"], histograms["unlabelled_by_rank"]
-    shares = {
-        band["ranks"]: np.array(band["counts"]) / max(1, sum(band["counts"])) for band in bands
-    }
+    """ce_scores, one strip a band of ranks: unlabelled passages by what became of them, each on
+    top of the other, as shares of the band's; labelled ones as shares of their own."""
+    edges, bands = histograms["edges"], histograms["by_rank"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + 0.55 * len(bands)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.55 * len(bands)), layout="constrained")
         strips = figure.subplots(len(bands), sharex=True, squeeze=False)[:, 0]
-        for axes, (ranks, share) in zip(strips, shares.items(), strict=True):
-            axes.stairs(share, edges, fill=True, color=BLUE)
-            axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
-            axes.set_ylabel(ranks, rotation=0, ha="right", va="center")
-        strips[-1].set_xlabel("ce_score of unlabelled passages, by rank")
-        last = ", ".join(f"rank {ranks}: {share[-1]:.0%}" for ranks, share in shares.items())
-        words = f"Histograms of ce_scores by rank; share in the highest bin at {last}"
+        last = {
+            band["ranks"]: _strip(axes, edges, band)
+            for axes, band in zip(strips, bands, strict=True)
+        }
+        strips[-1].set_xlabel("ce_score, by rank")
+        figure.legend(*strips[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        told = ", ".join(f"rank {ranks}: {share:.0%}" for ranks, share in last.items())
+        words = f"Histograms of ce_scores by rank; share of unlabelled in the highest bin at {told}"
         return _svg(figure, "scores-by-rank", words)
+
+
+def _strip(axes: Axes, edges: Sequence[float], band: Mapping[str, Any]) -> float:
+    """One band of ranks; returns the share of its unlabelled passages in the highest bin."""
+    counts = {verdict: np.array(band["counts"][verdict]) for verdict in SHADES}
+    labelled = counts.pop(Verdict.LABELLED_POSITIVE)
+    whole = max(1, sum(int(values.sum()) for values in counts.values()))
+    below = np.zeros(len(edges) - 1)
+    for verdict, values in counts.items():
+        colour, _ = SHADES[verdict]
+        alpha = 0.45 if verdict == Verdict.UNCERTAIN else 1.0
+        axes.stairs(below + values / whole, edges, baseline=below, fill=True, color=colour,
+                    alpha=alpha, label=verdict.replace("_", " "))  # fmt: skip
+        below = below + values / whole
+    axes.stairs(
+        labelled / max(1, labelled.sum()), edges, color=INK, lw=1, label="labelled positive"
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1.05), yticks=[])
+    axes.set_ylabel(band["ranks"], rotation=0, ha="right", va="center")
+    return float(below[-1])
 
 
 def recall(curves: Mapping[str, np.ndarray]) -> Markup:

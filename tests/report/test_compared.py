@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from rocketray import report
-from rocketray.artifacts import RunFolder
+from rocketray.artifacts import RunFolder, write_json
 from rocketray.report import compared
-from rocketray.report.compared import Found, first_words, lengths, slices
+from rocketray.report.compared import Found, chance, first_words, lengths, slices
 from rocketray.schema import PASSAGES, QRELS, QUERIES, RUN
 from tests.report.test_report import version
 
@@ -78,13 +77,20 @@ def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
     assert (loss.relevant.text, loss.instead.text) == ("a fish swims", "nobody knows why")
 
 
-@pytest.mark.parametrize(
-    ("better", "worse", "p"), [(0, 0, 1), (1, 1, 1), (3, 0, 2 / 8), (1, 4, 2 * (1 + 5) / 32)]
-)
-def test_the_sign_test_counts_coins(folder: RunFolder, better: int, worse: int, p: float) -> None:
-    _, found = compared.read(folder)
-    assert found
-    assert replace(found, better=better, worse=worse).p_value == pytest.approx(p)
+def test_questions_about_one_passage_are_one_witness() -> None:
+    """Five gains alike: only when all signs agree is a sum as large, in 2 of 32 cases. About one
+    passage all signs are one."""
+    old, new = (Found(np.zeros(5), np.full(5, rank), np.zeros(1)) for rank in (2, 1))
+    apart = {query: {query, 9} for query in range(5)}
+    together = {query: {3, query + 5} for query in range(5)}
+    assert chance(old, new, apart) == pytest.approx(2 / 32, abs=0.01)
+    assert chance(old, new, together) == 1
+
+
+def test_questions_without_a_relevant_passage_change_no_chance() -> None:
+    old, new = (Found(np.zeros(6), np.array([*[rank] * 5, 0]), np.zeros(1)) for rank in (2, 1))
+    relevant: dict[int, set[int]] = {query: {query} for query in range(5)}
+    assert chance(old, new, relevant | {5: set()}) == pytest.approx(2 / 32, abs=0.01)
 
 
 def test_slices_by_overlap_leave_out_questions_without_a_relevant_passage(
@@ -132,9 +138,39 @@ def test_the_page_shows_both_sides(folder: RunFolder) -> None:
     page = report.write(folder).read_text()
     assert "dual_2 against dual_0 on 3 test questions" in page
     assert "higher on 1, lower on 1" in page
+    assert "p = 1.0000 by a paired randomisation test in which questions about one" in page
     assert "2 by dual_0, 1 by dual_2" in page
     assert "1 by dual_0, none by dual_2" in page
     assert page.count("a fish swims") == 2
+
+
+def test_dev_questions_measure_where_there_are_no_others(folder: RunFolder) -> None:
+    """MS MARCO's layout: all of it is there, and called what it is."""
+    before = compared.read(folder)
+    version(folder, "qrels_dev", pa.table(JUDGED, schema=QRELS))
+    folder.retire({"qrels_test"})
+    after = compared.read(folder)
+    assert list(after[0]) == list(before[0])
+    assert after[1] == before[1]
+    write_json(folder.path / "metrics.json", {"dual_2": {"mrr@10": 0.5}})
+    write_json(folder.path / "summary.json", {"rows": {"dev": 2, "test": 3}})
+    page = report.write(folder).read_text()
+    assert "dual_2 against dual_0 on 3 dev questions" in page
+    assert "2 dev questions, 3 dev questions that measure." in " ".join(page.split())
+    assert "test questions" not in page
+    assert "There are no two models to compare" not in page
+
+
+def test_dev_questions_that_chose_as_well_are_told(folder: RunFolder) -> None:
+    write_json(folder.path / "metrics.json", {"dual_2": {"mrr@10": 0.5}})
+    (folder.path / "recipe.yaml").write_text("paper: true\nsteps: {cross: {evaluations: 2}}\n")
+    words = "they have also chosen (steps.cross.evaluations)"
+    assert words not in report.write(folder).read_text()
+    version(folder, "qrels_dev", pa.table(JUDGED, schema=QRELS))
+    folder.retire({"qrels_test"})
+    assert words in report.write(folder).read_text()
+    (folder.path / "recipe.yaml").write_text("paper: true\n")
+    assert "have also chosen" not in report.write(folder).read_text()
 
 
 def test_one_model_has_a_curve_but_nothing_to_stand_against(folder: RunFolder) -> None:

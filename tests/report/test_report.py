@@ -432,8 +432,9 @@ def audit_of(digest: str) -> dict[str, Any]:
                "score": 0.5, "ce_score": 0.75, "known_relevant": True}  # fmt: skip
     negatives = {"negative_below": 0.25, "negatives": 1234, "per_question": 2.5,
                  "questions_without": 7, "estimated_false": None}  # fmt: skip
-    counts = [1] * 20
+    by_verdict = dict.fromkeys([POSITIVE, HARD, FALSE, UNSURE], [1] * 20)
     return {
+        "code": audited.CODE,
         "of": {"denoise": digest},
         "thresholds": {"negative_below": 0.25, "positive_above": 0.9},
         "asked": {"negative_below": 0.1, "positive_above": 0.9},
@@ -442,10 +443,11 @@ def audit_of(digest: str) -> dict[str, Any]:
             "chosen": "isotonic", "maps": {"none": RELIABILITY, "isotonic": RELIABILITY},
         },
         "by_rank": [row, {**row, "ranks": "all"}],
+        "by_source": [{**row, "found_by": "bm25"}, {**row, "found_by": "all"}],
         "ce_scores": {
             "edges": np.linspace(0, 1, 21).tolist(),
-            "by_verdict": dict.fromkeys([POSITIVE, HARD, FALSE, UNSURE], counts),
-            "unlabelled_by_rank": [{"ranks": name, "counts": counts} for name in ("9", "10")],
+            "by_verdict": by_verdict,
+            "by_rank": [{"ranks": name, "counts": by_verdict} for name in ("9", "10")],
         },
         "negatives": [negatives, {**negatives, "negative_below": 0.5}],
         "likely_positives": [],
@@ -479,6 +481,16 @@ def test_an_audit_in_the_page(audited_page: str) -> None:
     assert "40 stored ce_scores read, 0 pairs scored." in said
     assert "q7: rank 2, score 0.500, ce_score 0.7500, known to be relevant" in said
     assert "Examples: hard negative (1)" in page.said("summary")
+    assert ["found by", "passages", "labelled positive"] in [row[:3] for row in page.rows]
+    assert page.said("caption") == [
+        "Labels and verdicts by rank.",
+        "Labels and verdicts by who found a candidate.",
+        "Negatives of labelled questions, by threshold; the run's own threshold is bold on colour.",
+        "Removal against known truth: positives of dev questions, hidden for this count only; the"
+        " run's own threshold is bold on colour.",
+        "Calibration: fitted to half of the questions, measured on the others; the run's own is"
+        " bold on colour.",
+    ]
 
 
 def test_an_audit_can_be_read_aloud_by_keyboard_and_without_scripts(audited_page: str) -> None:
@@ -505,6 +517,13 @@ def test_a_threshold_no_better_than_chance_is_not_recommended() -> None:
 def test_an_audit_of_other_verdicts_is_none(bare: RunFolder) -> None:
     version(bare, "denoise", *DENOISED)
     write_json(bare.path / "audit.json", audit_of("another"))
+    assert any("have not been audited" in text for text in Page(html_of(bare)).said("p"))
+
+
+def test_an_audit_of_an_older_form_is_none(bare: RunFolder) -> None:
+    made = version(bare, "denoise", *DENOISED)
+    found = audit_of(made.digest)
+    write_json(bare.path / "audit.json", {**found, "code": found["code"] - 1})
     assert any("have not been audited" in text for text in Page(html_of(bare)).said("p"))
 
 
