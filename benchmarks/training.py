@@ -40,8 +40,9 @@ from rocketray.artifacts import Draft, commit_block
 from rocketray.formats.packages import write_packages
 from rocketray.model import weights
 from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.job import Job
 from rocketray.model.tokens import Tokenizer
-from rocketray.model.trainer import Job, Trainer, train
+from rocketray.model.trainer import Trainer, train
 from rocketray.schema import EXAMPLES
 
 Step = Callable[[], Any]

@@ -185,6 +185,17 @@ class Version:
     def rows(self) -> int:
         return sum(block.rows for block in self.blocks)
 
+    @property
+    def left_out(self) -> np.ndarray:
+        """Rows of a table that its blocks were made without (engine/poison.py): int64, ascending.
+        Blocks name them by their place, which an adopted one takes along."""
+        found = [
+            block.first_row + place
+            for block in self.blocks
+            for place in block.facts.get("quarantined", ())
+        ]
+        return np.array(found, np.int64)
+
     def table(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         self.fetch(TABLE, blocks=[number])
         return read_table(self.blocks[number].files[TABLE], columns)
@@ -679,17 +690,18 @@ class RunFolder:
             )
         return Version.open(self.stages / current[stage])
 
-    def set_current(self, version: Version) -> None:
-        current = self.current()
-        if current.get(version.name) != version.path.name:
-            write_json(self.path / "current.json", {**current, version.name: version.path.name})
+    def set_current(self, *versions: Version, instead_of: Collection[str] = ()) -> None:
+        """Make versions current, in one step.
 
-    def retire(self, stages: Collection[str]) -> None:
-        """These stages have no current version any more; their versions stay, as old ones."""
-        current = self.current()
-        if not current.keys().isdisjoint(stages):
-            kept = {name: folder for name, folder in current.items() if name not in stages}
-            write_json(self.path / "current.json", kept)
+        Args:
+            instead_of: stages that have no current version any more, unless one of `versions` is
+                theirs; what they had stays, as old versions.
+        """
+        before = self.current()
+        kept = {name: folder for name, folder in before.items() if name not in instead_of}
+        after = kept | {version.name: version.path.name for version in versions}
+        if after != before:
+            write_json(self.path / "current.json", after)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -16,8 +16,9 @@ from rocketray import artifacts, schema, storage
 from rocketray.artifacts import Version
 from rocketray.engine import training
 from rocketray.errors import UserError
+from rocketray.model.dev import Dev
+from rocketray.model.job import Job
 from rocketray.model.order import steps_of
-from rocketray.model.trainer import Dev, Job
 from rocketray.preparation import Ready
 from rocketray.progress import Meter
 from rocketray.recipe import LEXICAL_DEPTH, CrossStep, DualStep, HardStep, Step

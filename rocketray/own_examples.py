@@ -14,11 +14,11 @@ from rocketray import learning, preparation, schema, storage
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.formats.examples_file import Text, open_examples
-from rocketray.model.trainer import Dev
+from rocketray.model.dev import Dev
 from rocketray.recipe import CrossStep, FirstStep
 from rocketray.stages.examples import Row, example, made
 from rocketray.stages.ingest import hide_labels
-from rocketray.tables import Tables, as_version
+from rocketray.tables import STAGES, Tables, as_version
 from rocketray.workflow import Workflow
 
 Kind = Literal["dual", "cross"]
@@ -175,16 +175,17 @@ def table_of(lines: list[Line], count: int) -> pa.Table:
 
 def _tables(flow: Workflow, own: Own, qrels: pa.Table, held_out: pa.Table) -> Tables:
     recipe = flow.recipe
-    passages = as_version(flow, "passages", own.passages, recipe.blocks.passages)
-    queries = as_version(flow, "queries", own.queries, recipe.blocks.queries)
-    judged = {"train": as_version(flow, "qrels_train", qrels)}
     chosen = {}
-    if len(held_out):
-        judged["dev"] = as_version(flow, "qrels_dev", held_out)
-        rows = np.unique(held_out["query"].to_numpy())
-        rows = schema.sample(rows, recipe.evaluate.dev_queries, recipe.seed)
-        table = pa.table({"query": pa.array(rows)})
-        chosen["dev"] = as_version(flow, "dev_queries", table)
+    with flow.together(STAGES):
+        passages = as_version(flow, "passages", own.passages, recipe.blocks.passages)
+        queries = as_version(flow, "queries", own.queries, recipe.blocks.queries)
+        judged = {"train": as_version(flow, "qrels_train", qrels)}
+        if len(held_out):
+            judged["dev"] = as_version(flow, "qrels_dev", held_out)
+            rows = np.unique(held_out["query"].to_numpy())
+            rows = schema.sample(rows, recipe.evaluate.dev_queries, recipe.seed)
+            table = pa.table({"query": pa.array(rows)})
+            chosen["dev"] = as_version(flow, "dev_queries", table)
     return Tables(passages, queries, judged, chosen)
 
 

@@ -1,4 +1,5 @@
-"""The stage graph: ingest, then RocketQA's four steps in order, then the table of results.
+"""RocketQA's four steps in order, over what `preparation` has made ready: tables, initial weights,
+tokens. What they leave is measured by `results`.
 
 labelled -> dual_0 -retrieve-> run_0 -> cross          positives + negatives drawn from run_0
                                run_0 -score-> denoise -> dual_1         from the initial weights

@@ -62,7 +62,9 @@ def reranked(run: pa.Table, scored: pa.Table) -> pa.Table:
         scored["ce_scores"].to_numpy(zero_copy_only=False), strict=True,
     ):  # fmt: skip
         order = np.lexsort((head, -np.asarray(ce_scores)))
-        lists.append([head[i] for i in order] + passages[len(head) :])
+        known = set(head)  # No slice: what was left out of scoring is missing in between.
+        rest = [passage for passage in passages if passage not in known]
+        lists.append([head[i] for i in order] + rest)
     scores = [list(range(len(row), 0, -1)) for row in lists]
     columns = {"query": run["query"], "passages": lists, "scores": scores}
     return pa.table(columns, schema=schema.RUN)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from rocketray import artifacts, schema, storage
-from rocketray.artifacts import RunFolder, Version
+from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.formats import Cut, Dataset, Source, cut, open_dataset, text_source
 from rocketray.formats.generated import write_generated
@@ -28,6 +28,15 @@ from rocketray.workflow import Spec, Workflow
 SPLITS = ("train", "dev", "test")
 PURPOSES = (*SPLITS, "unlabelled")
 TRUTHS = (*SPLITS, "hidden", "hidden_positives")
+STAGES = frozenset(
+    {
+        "passages",
+        "queries",
+        *(f"qrels_{name}" for name in TRUTHS),
+        *(f"{name}_queries" for name in PURPOSES),
+    }
+)
+"""All that a data set may leave."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +104,19 @@ def make_data(recipe: Recipe, folder: Path) -> Path:
 
 
 def read_tables(flow: Workflow, dataset: Dataset) -> Tables:
-    """Validate everything, before anything is computed."""
-    with _scratch(flow) as scratch:
+    """Validate everything, before anything is computed.
+
+    The tables become current together, once all are valid: row numbers in one speak of the others,
+    and what was refused must not be found by the next verb.
+    """
+    with flow.together(STAGES), _scratch(flow) as scratch:
         passages, queries, cuts = _ingest_rows(flow, dataset, scratch)
         pids, qids = ids_of(passages, "pid"), ids_of(queries, "qid")
         ingest.raise_duplicates(pids, cuts["passages"], "passage")
         ingest.raise_duplicates(qids, cuts["queries"], "query")
         qrels = _ingest_qrels(flow, dataset, qids, pids, queries)
-    made = Tables(passages, queries, qrels, _choose(flow, queries, qrels))
-    _retire_others(flow.folder, made)
-    return made
-
-
-def _retire_others(folder: RunFolder, made: Tables) -> None:
-    """A split that the data had once and have no more would name rows of other tables."""
-    qrels = {f"qrels_{name}" for name in TRUTHS if name not in made.qrels}
-    folder.retire(qrels | {f"{name}_queries" for name in PURPOSES if name not in made.chosen})
+        chosen = _choose(flow, queries, qrels)
+    return Tables(passages, queries, qrels, chosen)
 
 
 def _ingest_rows(
@@ -181,7 +187,7 @@ def _raise_problems(made: Sequence[Version]) -> None:
 def read_questions(flow: Workflow, name: str, path: Path) -> Version:
     """A file of questions as a table of its own, `name`; the data set's stays as it is."""
     source = text_source(path, "questions")
-    with _scratch(flow) as scratch:
+    with flow.together(), _scratch(flow) as scratch:
         cuts = _cuts([source], flow.recipe.blocks.queries, scratch)
         storage.push(scratch)
         made = flow.bulk(_ingest_spec(name, "queries", cuts))
@@ -208,15 +214,16 @@ def _cuts(sources: Sequence[Source], rows: int, scratch: Path) -> list[Cut]:
 
 
 def _cut_digest(found: Cut, named: np.ndarray | None) -> str:
-    """What a block of a file holds: its bytes, how they are read, which queries are named."""
+    """What a block of a file holds: its bytes, how they are read, its titles where those have a
+    file of their own, which queries are named."""
     with found.path.open("rb") as file:
         file.seek(found.offset)
         digest = hashlib.sha256(file.read(found.length))
     # Lines are named in problems; rows without an id are called after the file too.
     name = found.source.name if found.ids_optional else ""
     digest.update(f"\0{found.format}\0{name}:{found.first_line}".encode())
-    if found.titles:
-        digest.update(artifacts.file_sha256(found.titles.path).encode())
+    for title in found.titled():  # Not the whole file: appended titles change no block of before.
+        digest.update(title + b"\n")
     if named is not None:
         digest.update(np.ascontiguousarray(named).tobytes())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Making versions: skip what is finished, adopt what is the same, run the rest, say why.
 
-`Workflow` knows no stage and no step; `pipeline` tells it what to make from what.
+`Workflow` knows no stage and no step; `tables`, `preparation`, `retrieval`, `labelling` and
+`learning` tell it what to make from what.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,8 +136,8 @@ class Workflow:
         if count > limit:
             raise UserError(
                 f"{version.name} was made without {count} rows that kill their worker, and"
-                f" blocks.quarantine allows {limit}. {version.path / 'manifest.json'} lists them:"
-                " remove them from the data, or raise it."
+                f" blocks.quarantine allows {limit}. {version.path / 'manifest.json'} lists them,"
+                " counted from 0 in each block: remove them from the data, or raise it."
             )
         return version
 
@@ -176,11 +177,31 @@ class Workflow:
             model = sorted(p for p in (draft.path / "model").rglob("*") if p.is_file())
             return self._after(self._finish(draft, facts, files=model))
 
+    # ---- what goes together
+
+    @contextmanager
+    def together(self, stages: Collection[str] = ()) -> Iterator[None]:
+        """Versions made inside become current in one step, at the end; `stages` that were not made
+        are current no more. Refused or killed before that, the folder has what it had.
+
+        `--until` one of them stops at the end, too.
+        """
+        self._held = held = list[Version]()
+        try:
+            yield
+        finally:
+            self._held = None
+        self.folder.check_writer()
+        self.folder.set_current(*held, instead_of=stages)
+        self._stop_if_reached()
+
+    _held: list[Version] | None = None
+    """Made inside `together`, and not current yet."""
+
     # ---- around making
 
     def _before(self, name: str, identity: Mapping[str, Any]) -> tuple[Draft, Version | None]:
-        if self.until in self.made:
-            raise Finished
+        self._stop_if_reached()
         draft, found = self.folder.draft(name, identity), self.folder.finished(name, identity)
         if found:
             self.skipped.append(name)
@@ -195,6 +216,10 @@ class Workflow:
         draft.path.mkdir(parents=True, exist_ok=True)
         return draft, None
 
+    def _stop_if_reached(self) -> None:
+        if self._held is None and self.until in self.made:
+            raise Finished
+
     def _finish(
         self, draft: Draft, facts: Mapping[str, Any], *, files: Iterable[Path] = (),
         blocks: int | None = None,
@@ -205,7 +230,10 @@ class Workflow:
 
     def _after(self, version: Version) -> Version:
         self.folder.check_writer()
-        self.folder.set_current(version)
+        if self._held is None:
+            self.folder.set_current(version)
+        else:
+            self._held.append(version)
         self.made[version.name] = version
         return version
 

@@ -157,6 +157,16 @@ def test_changed_examples_train_again(dual: Path, tmp_path: Path) -> None:
     assert re.search(r"dual +again, because .*inputs\.examples", printed)
 
 
+def test_questions_held_out_before_are_forgotten(dual: Path, tmp_path: Path) -> None:
+    """Of few questions none is held out, and those of before would name rows of other tables."""
+    out = Path(shutil.copytree(dual / "out", tmp_path / "out"))
+    assert {"qrels_dev", "dev_queries"} <= RunFolder.open(out).current().keys()
+    train("dual", many(tmp_path / "x.jsonl", count=49), out)
+    current = RunFolder.open(out).current()
+    assert "qrels_train" in current
+    assert current.keys().isdisjoint({"qrels_dev", "dev_queries"})
+
+
 def test_cross_beside_dual(dual: Path, tmp_path: Path) -> None:
     """Both kinds in one folder share their tables; dev tells a question's own passages apart."""
     out = Path(shutil.copytree(dual / "out", tmp_path / "out"))

@@ -23,8 +23,9 @@ from rocketray.model import weights
 from rocketray.progress import Display, Meter
 from rocketray.recipe import load
 from rocketray.schema import EXAMPLES, positives_of
-from rocketray.tables import as_version
+from rocketray.tables import STAGES, as_version
 from rocketray.workflow import Workflow
+from tests.versions import run, scored
 
 RECIPE = """
 name: test
@@ -197,6 +198,11 @@ def test_candidates_of_two_retrievers_are_told_by_who_found_them(place: Place) -
     assert {row["found_by"]: row["passages"] for row in rows[:-1]} == {
         name: count for name, count in found.items() if count
     }
+
+
+def test_what_was_left_out_of_scoring_follows_the_scored() -> None:
+    found, judged = run((0, [5, 6, 7, 8])), scored((0, [5, 7], [0.1, 0.9]))
+    assert results.reranked(found, judged)["passages"].to_pylist() == [[7, 5, 6, 8]]
 
 
 class Overtaken(Display):
@@ -527,6 +533,23 @@ def test_titles_that_no_passage_has_are_refused(
         (place.data / name).write_text(text)
     assert command(place) == 2
     assert "titles.tsv: no line names a passage of " in refused(capsys)
+
+
+def test_refused_data_leave_a_runs_tables(place: Place) -> None:
+    before = RunFolder.open(place.out).current()
+    corpus = place.data / "corpus.jsonl"
+    corpus.write_text('{"_id": "first", "text": "a new one"}\n' + corpus.read_text())
+    append("qrels/test.tsv", "test-0\tnowhere\t1")(place.data)
+    with pytest.raises(UserError, match=r"test\.tsv: 1 lines name a query or passage"):
+        place.run()
+    assert RunFolder.open(place.out).current() == before
+
+
+def test_until_a_table_stops_after_all_of_them(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    place.run(until="passages")
+    hidden = {"qrels_hidden", "qrels_hidden_positives"}
+    assert set(RunFolder.open(place.out).current()) == STAGES - hidden
 
 
 def test_mended_data_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,54 @@ def test_several_stages_at_once(tmp_path: Path, made: list[Any]) -> None:
     assert made == [0, 1, 0, 1]
 
 
+# ------------------------------------------------------------------------------ what goes together
+
+
+def test_what_goes_together_becomes_current_in_one_step(tmp_path: Path) -> None:
+    """What is theirs and was not made is current no more; others stay."""
+    flow = workflow(tmp_path)
+    source = numbers(flow, [[1]])
+    double(flow, source, name="old")
+    with flow.together({"a", "b", "old"}):
+        double(flow, source, name="a")
+        double(flow, source, name="b")
+        assert set(flow.folder.current()) == {"numbers", "old"}
+    assert set(flow.folder.current()) == {"numbers", "a", "b"}
+
+
+def test_of_what_was_refused_together_nothing_is_current(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1]]))
+    before = flow.folder.current()
+    flow = workflow(tmp_path)
+    with pytest.raises(UserError, match="13 is unlucky"), flow.together({"numbers", "double"}):
+        double(flow, numbers(flow, [[13]]))
+    assert flow.folder.current() == before
+    numbers(flow, [[2]])
+    assert flow.folder.current() != before
+
+
+def test_until_waits_for_what_goes_together(tmp_path: Path) -> None:
+    flow = workflow(tmp_path, until="numbers")
+    with pytest.raises(Finished), flow.together():
+        double(flow, numbers(flow, [[1]]))
+    assert set(flow.folder.current()) == {"numbers", "double"}
+
+
+def test_who_was_taken_over_makes_nothing_current_together(tmp_path: Path) -> None:
+    flow = workflow(tmp_path)
+    flow.folder.claim()
+
+    def overtaken() -> None:
+        with flow.together():
+            numbers(flow, [[1]])
+            RunFolder(flow.folder.path).claim(take_over=True)
+
+    with pytest.raises(Superseded):
+        overtaken()
+    assert flow.folder.current() == {}
+
+
 # --------------------------------------------------------------------------------------- adoption
 
 

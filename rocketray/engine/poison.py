@@ -11,7 +11,8 @@ A stage that can do without some rows has, beside `__call__(item)`,
     def rows(self, item) -> np.ndarray: ...      # the table rows of a block, by position
     def __call__(self, item, without=()): ...    # table rows to leave out; positions stay
 
-What it yields for such a row: Tokenise no tokens, Encode NaN, stages over queries empty lists.
+What it yields for such a row: Tokenise no tokens, Encode NaN, stages over queries empty lists. What
+Tokenise has left out is left out by those that read its tokens (`Version.left_out`).
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ def _answer(stage: Any, item: Any, question: np.ndarray | None) -> Any:
 
 
 def careful(job: Job, block: int) -> tuple[Made, list[int]]:
-    """A block whose workers died, made in a child, and the table rows it had to leave out.
+    """A block whose workers died, made in a child, and the places in the block (from 0, ascending)
+    of the rows it had to leave out. Places, for another version may adopt the block where its rows
+    have other numbers.
 
     Raises:
         UserError: rows kill their process, and more of them than may be left out; or the block
@@ -188,19 +191,19 @@ def careful(job: Job, block: int) -> tuple[Made, list[int]]:
             return made, []
         if not hasattr(job.stage, "rows"):
             raise _refusal(job, block, made, "this stage cannot leave rows out")
-        found = _search(job, child, made, block)
+        rows = child.rows()
+        if isinstance(rows, Death):
+            raise _refusal(job, block, rows, "it dies before it has seen a row")
+        found = _search(job, child, made, rows)
         made = child.make(np.array(found, np.int64))
         if isinstance(made, Death):
             raise _refusal(job, block, made, "no single row does it; look at the machine's memory")
-        return made, found
+        return made, np.flatnonzero(np.isin(rows, found)).tolist()
     finally:
         child.close()
 
 
-def _search(job: Job, child: Child, death: Death, block: int) -> list[int]:
-    rows = child.rows()
-    if isinstance(rows, Death):
-        raise _refusal(job, block, rows, "it dies before it has seen a row")
+def _search(job: Job, child: Child, death: Death, rows: np.ndarray) -> list[int]:
 
     def kills(some: np.ndarray) -> Death | None:
         made = child.make(np.setdiff1d(rows, some))
@@ -234,7 +237,7 @@ def culprits(
 
 
 def quarantined(blocks: Any) -> int:
-    """How many rows these receipts or manifest entries have left out."""
+    """How many rows these receipts or manifest entries were made without."""
     return sum(len(block["facts"].get("quarantined", ())) for block in blocks)
 
 

@@ -26,8 +26,9 @@ from rocketray.engine.room import of_training, training_workers
 from rocketray.errors import UserError
 from rocketray.model.gather import told_by_workers
 from rocketray.model.inference import device
+from rocketray.model.job import Job, Result
 from rocketray.model.machine import keep_freed_memory
-from rocketray.model.trainer import Job, Result, check, train
+from rocketray.model.trainer import check, train
 from rocketray.recipe import Cluster, TrainCluster
 
 

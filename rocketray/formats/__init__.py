@@ -105,13 +105,22 @@ def records(block: Cut) -> Iterator[tuple[int, Record | BadLine]]:
 
     Titles in a file of their own are joined by id here, ids that may be absent are made here.
     """
-    rows = [(number, parsed(block, number, line)) for number, line in block.lines()]
+    rows = ((number, parsed(block, number, line)) for number, line in block.lines())
     if block.titles is None:
         yield from rows
         return
-    titles = block.titles.find(row["id"] for _, row in rows if not isinstance(row, BadLine))
-    for number, row in rows:
-        yield number, row if isinstance(row, BadLine) else row | {"title": next(titles)}
+    for (number, row), title in zip(rows, block.titled(), strict=True):
+        yield number, joined(row, title, block.titles.path)
+
+
+def joined(row: Record | BadLine, title: bytes, path: Path) -> Record | BadLine:
+    """A row with its title from another file, or why it has none."""
+    if isinstance(row, BadLine):
+        return row
+    try:
+        return row | {"title": decoded(title, f"its title in {path}: ")}
+    except BadLine as error:
+        return error
 
 
 def parsed(block: Cut, number: int, line: bytes) -> Record | BadLine:

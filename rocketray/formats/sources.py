@@ -13,18 +13,16 @@ import os
 import shutil
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rocketray.errors import UserError
 from rocketray.lines import BYTE_ORDER_MARK, damaged_gzip, not_utf8
 
-Vector = NDArray[np.uint64]
 Record = dict[str, Any]
 """A row in our words and the file's types: `id`, `title`, `text`, `answers`, each perhaps absent.
 Validation is ingest's business."""
@@ -67,29 +65,25 @@ class Titles:
     path: Path
     index: Path
 
-    def find(self, pids: Iterable[str]) -> Iterator[str]:
-        """Each passage's title; "" where the file has none."""
-        hashes_T, offsets_T = np.load(self.index, mmap_mode="r", allow_pickle=False)
+    def find(self, pids: Sequence[bytes]) -> Iterator[bytes]:
+        """Each passage's title, as it stands in the file; b"" where the file has none."""
+        hashes_T, offsets_T = np.asarray(np.load(self.index, mmap_mode="r", allow_pickle=False))
+        wanted_R = np.array([hash64(pid) for pid in pids], np.uint64)
+        first_R = np.searchsorted(hashes_T, wanted_R)
+        last_R = np.searchsorted(hashes_T, wanted_R, side="right")
         with self.path.open("rb") as file:
-            for pid in pids:
-                wanted, key = hash64(pid), pid.encode("utf-8", "surrogatepass")
-                at = int(np.searchsorted(hashes_T, np.uint64(wanted)))
-                yield next(self.matching(file, hashes_T[at:], offsets_T[at:], wanted, key), "")
+            for pid, first, last in zip(pids, first_R, last_R, strict=True):
+                # Equal hashes prove nothing: the real ids are compared.
+                titles = (title_in(file, int(offset), pid) for offset in offsets_T[first:last])
+                yield next((title for title in titles if title is not None), b"")
 
-    def matching(
-        self, file: BinaryIO, hashes_T: Vector, offsets_T: Vector, wanted: int, key: bytes
-    ) -> Iterator[str]:
-        """Titles of equal hash, the real id compared."""
-        for found, offset in zip(hashes_T, offsets_T, strict=True):
-            if found != wanted:
-                return
-            file.seek(int(offset))
-            line = file.readline()
-            pid, _, title = (line.removeprefix(BYTE_ORDER_MARK) if not offset else line).partition(
-                b"\t"
-            )
-            if pid == key:
-                yield decoded(title.rstrip(b"\r\n"), f"its title in {self.path}: ")
+
+def title_in(file: BinaryIO, offset: int, pid: bytes) -> bytes | None:
+    """The title in the line that begins there; None where it is another passage's."""
+    file.seek(offset)
+    line = file.readline()
+    found, _, title = (line if offset else line.removeprefix(BYTE_ORDER_MARK)).partition(b"\t")
+    return title.rstrip(b"\r\n") if found == pid else None
 
 
 @dataclass(frozen=True)
@@ -121,6 +115,12 @@ class Cut:
                 line = without_mark(number, line)
                 if line.strip():
                     yield number, line.rstrip(b"\r\n")
+
+    def titled(self) -> Iterator[bytes]:
+        """Each line's title, where titles have a file of their own: bytes, b"" for none. Only files
+        of id, tab, text have one."""
+        if self.titles is not None:
+            yield from self.titles.find([line.partition(b"\t")[0] for _, line in self.lines()])
 
 
 def decoded(line: bytes, where: str = "") -> str:

@@ -16,7 +16,7 @@ from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 
 class Encode:
     """Part `embeddings`: [rows, D] in row order whatever the batches were, float32 or float16; NaN
-    in rows that were left out."""
+    in rows that are left out, here or of the tokens."""
 
     code = 2
     gpu = True
@@ -31,7 +31,8 @@ class Encode:
         self.size = dual.size
         self.assembler = Assembler(Tokenizer(dual.tokenizer_folder))
         self.tokens = TokenStore(tokens)
-        self.blocks = Version.open(tokens).blocks
+        version = Version.open(tokens)
+        self.blocks, self.left_out = version.blocks, version.left_out
         self.storage = storage
 
     def rows(self, item: int) -> np.ndarray:
@@ -40,7 +41,7 @@ class Encode:
 
     def __call__(self, item: int, without: Sequence[int] = ()) -> Made:
         rows = self.rows(item)
-        kept = ~np.isin(rows, without)
+        kept = ~np.isin(rows, [*without, *self.left_out])
         embeddings = np.full((len(rows), self.size), np.nan, self.storage)
         if kept.any():
             found = self.encode(self.assembler, self.tokens, rows[kept])

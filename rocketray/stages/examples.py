@@ -196,7 +196,8 @@ class HardExamples:
             return [[] for _ in depth]
         lists = self.run.table(block)["passages"].to_pylist()
         return [
-            row[len(scored) :] if scored else [] for row, scored in zip(lists, depth, strict=True)
+            row[row.index(scored[-1]) + 1 :] if scored else []
+            for row, scored in zip(lists, depth, strict=True)
         ]
 
     def _filling(self, query: int, passages: list[int], tail: list[int], missing: int) -> list[int]:

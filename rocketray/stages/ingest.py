@@ -418,7 +418,7 @@ class Ingest:
 
     The form the engine runs.
 
-    Facts: the counts, and `problems_kept`, which the pipeline raises before anything else runs.
+    Facts: the counts, and `problems_kept`, which `tables` raises before anything else runs.
     """
 
     code = 2

@@ -54,6 +54,7 @@ class Retrieve:
         self.assembler = Assembler(Tokenizer(dual.tokenizer_folder))
         self.queries = Version.open(queries)
         self.tokens = TokenStore(query_tokens)
+        self.left_out = Version.open(query_tokens).left_out
         self.embeddings = Version.open(embeddings)
         self.k = k
         self.indexes = Version.open(indexes) if indexes else None
@@ -68,7 +69,7 @@ class Retrieve:
 
     def __call__(self, item: Cell, without: Sequence[int] = ()) -> Made:
         rows = self.rows(item)
-        kept_Q = ~np.isin(rows, without)
+        kept_Q = ~np.isin(rows, [*without, *self.left_out])
         passages_Qk = np.full((len(rows), self.k), -1)
         scores_Qk = np.full((len(rows), self.k), -np.inf, np.float32)
         if kept_Q.any():
@@ -123,10 +124,11 @@ class MergeTopk:
         queries = tables[0]["query"].to_numpy()
         passages = np.concatenate([_matrix(t["passages"], -1) for t in tables], axis=1)
         scores = np.concatenate([_matrix(t["scores"], -np.inf) for t in tables], axis=1)
-        # What one group had to leave out is left out.
-        left_out = [q for n in numbers for q in self.cells.blocks[n].facts.get("quarantined", ())]
-        passages[np.isin(queries, left_out)] = -1
-        scores[np.isin(queries, left_out)] = -np.inf
+        # What one group had to leave out is left out: by place, for all have the same queries.
+        places = [p for n in numbers for p in self.cells.blocks[n].facts.get("quarantined", ())]
+        left_out = np.array(places, np.int64)
+        passages[left_out] = -1
+        scores[left_out] = -np.inf
         scores, passages = in_order(scores, passages, self.k)
         return Made({"table": run_table(queries, passages, scores)}, len(queries))
 

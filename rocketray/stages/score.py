@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rocketray.errors import UserError
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.inference import Choices, Precision, Scorer
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
-from rocketray.schema import PAIRS, SCORED, sample
+from rocketray.schema import PAIRS, RUN, SCORED, sample
 from rocketray.storage import fetch_all, shown
 
 Counts = dict[str, int]
@@ -50,7 +50,8 @@ class Score:
     """SCORED: the first `depth` passages of each query with their ce_scores.
 
     Pairs whose ce_score is known (same texts, same cross-encoder) are read, not scored. Part
-    `pairs` holds the new ones, for those who come later.
+    `pairs` holds the new ones, for those who come later. What has no tokens, being left out, has no
+    score: such a passage is not listed, the list of such a question is empty.
     """
 
     code = 2
@@ -73,6 +74,8 @@ class Score:
         self.queries, self.passages = TokenStore(query_tokens), TokenStore(passage_tokens)
         self.query_hashes = hashes(query_tokens)
         self.passage_hashes = hashes(passage_tokens)
+        self.left_out_queries = Version.open(query_tokens).left_out
+        self.left_out_passages = set(Version.open(passage_tokens).left_out.tolist())
         self.depth = depth
         self.known = PairScores(known)
 
@@ -82,7 +85,10 @@ class Score:
 
     def __call__(self, item: int, without: Sequence[int] = ()) -> Made:
         run = self.run.table(item)
-        depths = np.where(np.isin(self.rows(item), without), 0, self.depth)
+        if self.left_out_passages:
+            run = _without(run, self.left_out_passages)
+        left_out = np.isin(self.rows(item), [*without, *self.left_out_queries])
+        depths = np.where(left_out, 0, self.depth)
         lists = [
             row[:depth] for row, depth in zip(run["passages"].to_pylist(), depths, strict=True)
         ]
@@ -168,6 +174,18 @@ def _mix(query_hashes: np.ndarray, passage_hashes: np.ndarray) -> np.ndarray:
     # An odd constant (the golden ratio's) keeps (a, b) and (b, a) apart.
     mixed: np.ndarray = query_hashes ^ (passage_hashes * np.uint64(0x9E3779B97F4A7C15))
     return mixed
+
+
+def _without(run: pa.Table, left_out: Container[int]) -> pa.Table:
+    """A run that does not list some passages."""
+    lists = zip(run["passages"].to_pylist(), run["scores"].to_pylist(), strict=True)
+    kept = [[hit for hit in zip(*row, strict=True) if hit[0] not in left_out] for row in lists]
+    columns = {
+        "query": run["query"],
+        "passages": [[passage for passage, _ in row] for row in kept],
+        "scores": [[score for _, score in row] for row in kept],
+    }
+    return pa.table(columns, schema=RUN)
 
 
 def _scored(

@@ -14,7 +14,8 @@ from rocketray.model.tokens import Tokenizer
 class Tokenise:
     """Token ids of one block, and the hash of each row's text (the key of stored pair scores).
 
-    Parts: those of `Tokenizer.store_block`, and `hashes` uint64 [rows].
+    Parts: those of `Tokenizer.store_block`, and `hashes` uint64 [rows]; 0 where a row is left out,
+    which is no text's, so that a store in which the row is empty has another digest.
     """
 
     code = 1
@@ -36,10 +37,12 @@ class Tokenise:
         table = self.table.table(item)
         texts = table["text"].to_pylist()
         titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(texts)
-        for at in np.flatnonzero(np.isin(self.rows(item), without)):
+        left_out = np.flatnonzero(np.isin(self.rows(item), without))
+        for at in left_out:
             titles[at] = texts[at] = ""
         parts = dict(self.tokenizer.store_block(titles, texts, self.limit, **self.spaces))
         parts["hashes"] = schema.text_hashes(
             f"{a}\x1f{b}" for a, b in zip(titles, texts, strict=True)
         )
+        parts["hashes"][left_out] = 0
         return Made(parts, len(texts), {"tokens": int(parts["offsets"][-1])})

@@ -18,7 +18,7 @@ from rocketray import loop
 from rocketray.artifacts import RunFolder
 from rocketray.engine import cluster, training
 from rocketray.errors import UserError
-from rocketray.model.trainer import Job
+from rocketray.model.job import Job
 from rocketray.progress import Display
 from rocketray.recipe import Cluster, TrainCluster
 from tests.model.training_data import TrainingData

@@ -285,6 +285,18 @@ def test_titles_join_by_id_in_any_order(tmp_path: Path) -> None:
     assert isinstance(found[2], BadLine)
 
 
+def test_a_title_that_is_no_utf8_is_a_bad_line(tmp_path: Path) -> None:
+    folder(tmp_path, **{"collection.tsv": "1\tone\n2\ttwo\n"})
+    (tmp_path / "titles.tsv").write_bytes(b"1\t\xe9\n2\tTwo\n")
+    source = Source(tmp_path / "collection.tsv", "tsv", titles=tmp_path / "titles.tsv")
+    [block] = cut(source, 9, tmp_path / "s")
+    assert list(block.titled()) == [b"\xe9", b"Two"]
+    first, second = (row for _, row in records(block))
+    assert isinstance(first, BadLine)
+    assert f"its title in {tmp_path / 'titles.tsv'}: byte 1 of the line (0xe9)" in str(first)
+    assert second == {"id": "2", "text": "two", "title": "Two"}
+
+
 def test_answers_stand_in_several_places(tmp_path: Path) -> None:
     rows = [
         {"answers": ["a"], "metadata": {"answers": ["b"]}},

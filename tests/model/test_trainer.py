@@ -29,9 +29,10 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.model.gather import gather
 from rocketray.model.gather import workers as who
+from rocketray.model.job import Job
 from rocketray.model.loss import Contrast, contrastive_loss
 from rocketray.model.optimizer import learning_rate
-from rocketray.model.trainer import Job, Leaving, Trainer, evaluation_steps, train
+from rocketray.model.trainer import Leaving, Trainer, evaluation_steps, train
 from rocketray.schema import EXAMPLES
 from tests.distributed import Workers
 from tests.model.training_data import NEGATIVES, TrainingData

@@ -11,9 +11,10 @@ import pyarrow as pa
 from rocketray.artifacts import Draft, commit_block
 from rocketray.model import weights
 from rocketray.model.cross_encoder import CrossEncoder
+from rocketray.model.dev import Dev
 from rocketray.model.dual_encoder import DualEncoder
+from rocketray.model.job import Job
 from rocketray.model.tokens import Tokenizer
-from rocketray.model.trainer import Dev, Job
 from rocketray.schema import EXAMPLES, QRELS, SCORED
 
 WORDS = [f"w{chr(97 + i)}{chr(97 + j)}" for i in range(4) for j in range(10)] + ["poison"]

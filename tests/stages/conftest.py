@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rocketray.artifacts import Draft, commit_block
@@ -33,18 +35,21 @@ class Small:
         self.passages = version(folder / "passages", *blocks)
         asked = ("red dog", "blue bird flies", "cat", "green cat sleeps", "dog runs")
         self.queries = version(folder / "queries", questions(*asked))
-        self.query_tokens = self._tokens(folder / "query_tokens", self.queries, 1)
-        self.passage_tokens = self._tokens(folder / "passage_tokens", self.passages, 3)
+        self.query_tokens = self.tokens(folder / "query_tokens", self.queries, 1)
+        self.passage_tokens = self.tokens(folder / "passage_tokens", self.passages, 3)
         self.dual, self.cross = folder / "dual", folder / "cross"
         sizes = {"query_length": 12, "passage_length": 16}
         DualEncoder.create(Path(self.tokenizer), **sizes).save(self.dual / "model")
         CrossEncoder.create(Path(self.tokenizer), length=24).save(self.cross / "model")
 
-    def _tokens(self, folder: Path, of: str, blocks: int) -> str:
+    def tokens(self, folder: Path, of: str, blocks: int, without: Sequence[int] = ()) -> str:
+        """A token store, perhaps without some rows, as the engine leaves it."""
         stage = Tokenise(tokenizer=self.tokenizer, table=of, limit=24)
         for number in range(blocks):
-            made = stage(number)
-            commit_block(folder, number, made.parts, rows=made.rows, key="", facts={})
+            made = stage(number, without)
+            places = np.flatnonzero(np.isin(stage.rows(number), without)).tolist()
+            facts = {"quarantined": places} if places else {}
+            commit_block(folder, number, made.parts, rows=made.rows, key="", facts=facts)
         return str(Draft(folder, folder.name, {}).finish({}).path)
 
 

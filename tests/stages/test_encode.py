@@ -77,3 +77,10 @@ def test_a_resumed_stage_keeps_what_auto_was(small: Small, tmp_path: Path) -> No
     resumed = embeddings(small, 0, choices=str(path))
     np.testing.assert_array_equal(resumed, embeddings(small, 0, precision="bfloat16"))
     assert not np.array_equal(resumed, embeddings(small, 0, precision="float32"))
+
+
+def test_what_has_no_tokens_has_no_embedding(small: Small, tmp_path: Path) -> None:
+    tokens = small.tokens(tmp_path / "tokens", small.passages, 3, without=[7])
+    stage = Encode(model=str(small.dual), tokens=tokens)
+    found = [np.isnan(stage(block).parts["embeddings"]).all(axis=1).tolist() for block in (0, 1)]
+    assert found == [[False] * 5, [False, False, True, False, False]]

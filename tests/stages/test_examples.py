@@ -247,6 +247,15 @@ def test_fill_unscored_tail_takes_what_the_run_lists_below_the_depth(tmp_path: P
     assert sorted(negatives[1:]) == [30, 31, 32]
 
 
+def test_a_passage_without_tokens_is_no_part_of_the_tail(tmp_path: Path) -> None:
+    """99 was not scored, though it stands above the last that was."""
+    judged = verdicts((0, [10, 11], [0.1, 0.9], [HARD, FALSE]))
+    tail = version(tmp_path / "run", run((0, [10, 99, 11, 30])))
+    stage = hard(tmp_path, judged, negatives=2, fill="unscored_tail", run=tail)
+    ((*_, negatives),) = keyed(stage(("labelled", 0)).parts["table"])
+    assert negatives == [10, 30]
+
+
 def test_fill_unscored_tail_drops_where_the_tail_is_too_short(tmp_path: Path) -> None:
     judged = verdicts((0, [10], [0.9], [FALSE]))
     tail = version(tmp_path / "run", run((0, [10, 1])))

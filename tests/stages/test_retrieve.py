@@ -235,10 +235,22 @@ def test_rows_that_are_left_out_keep_their_places(small: Small, tmp_path: Path) 
     assert stage(cell, (0, 4)).parts["table"]["passages"].to_pylist() == [[], []]
 
 
+def test_a_question_without_tokens_finds_nothing(small: Small, tmp_path: Path) -> None:
+    both = table_of(retrieve(small, tmp_path, 4), cell(0))
+    stage = Retrieve(
+        model=str(small.dual), queries=str(tmp_path / "chosen"), k=4,
+        query_tokens=small.tokens(tmp_path / "tokens", small.queries, 1, without=[4]),
+        embeddings=str(tmp_path / "embeddings"),
+    )  # fmt: skip
+    found = table_of(stage, cell(0))
+    assert found["query"].to_pylist() == [4, 0]
+    assert found["passages"].to_pylist() == [[], both["passages"][1].as_py()]
+
+
 def test_a_query_left_out_in_one_group_is_left_out(tmp_path: Path) -> None:
     cells = tmp_path / "cells"
     for number, (table, facts) in enumerate(
-        [(run((0, [3, 1]), (1, [2, 0])), {}), (run((0, [5]), (1, [])), {"quarantined": [1]})]
+        [(run((7, [3, 1]), (9, [2, 0])), {}), (run((7, [5]), (9, [])), {"quarantined": [1]})]
     ):
         commit_block(cells, number, {"table": table}, rows=2, key="", facts=facts)
     Draft(cells, "cells", {}).finish({})

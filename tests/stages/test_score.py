@@ -123,6 +123,25 @@ def test_a_pair_is_known_by_its_texts(
     assert found == pytest.approx([0.003] * 3)
 
 
+def test_what_has_no_tokens_is_not_scored(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passage 3 is not listed, and what follows comes up; question 4 has an empty list."""
+    asked = Asked(monkeypatch)
+    stage = Score(
+        cross=str(small.cross),
+        run=version(tmp_path / "run", RUN),
+        query_tokens=small.tokens(tmp_path / "queries", small.queries, 1, without=[4]),
+        passage_tokens=small.tokens(tmp_path / "passages", small.passages, 3, without=[3]),
+        depth=2,
+    )
+    made = stage(0)
+    assert asked.pairs == [(0, 1), (0, 7)]
+    assert made.parts["table"]["passages"].to_pylist() == [[1, 7], [], []]
+    assert made.parts["table"]["scores"].to_pylist() == [[-1, -2], [], []]
+    assert made.parts["table"].schema == SCORED
+
+
 # ------------------------------------------------------------------------------- less precision
 
 

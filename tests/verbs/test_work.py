@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from rocketray import cli, loop, measures
+from rocketray import artifacts, cli, loop, measures
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.evaluation import evaluate
@@ -23,6 +23,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder
 from rocketray.progress import Display
 from rocketray.schema import Verdict, positives_of
+from rocketray.tables import STAGES
 from rocketray.verbs import work
 from tests.conftest import SMALLER
 from tests.verbs.conftest import SMALL, Place
@@ -64,6 +65,86 @@ def test_a_split_that_the_data_have_no_more_is_forgotten(place: Place) -> None:
     assert names.isdisjoint({"qrels_test", "test_queries", "qrels_dev", "dev_queries"})
     with pytest.raises(UserError, match=r"--queries 'test'.*there are: train, unlabelled"):
         place.do(work.retrieve, model=str(place.told), queries="test")
+
+
+def tables(out: Path) -> dict[str, str]:
+    return {name: folder for name, folder in stages(out).items() if name in STAGES}
+
+
+def change(data: Path) -> None:
+    """Every row gets another number."""
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        path = data / name
+        path.write_text('{"_id": "first", "text": "a new one"}\n' + path.read_text())
+
+
+BAD = {
+    "a broken line": ("corpus.jsonl", "{"),
+    "a pid twice": ("corpus.jsonl", '{"_id": "p3", "text": "x"}'),
+    "a qid twice": ("queries.jsonl", '{"_id": "test-0", "text": "x"}'),
+    "an unknown pid": ("qrels/test.tsv", "test-0\tnowhere\t1"),
+}
+
+
+@pytest.mark.parametrize(("name", "line"), BAD.values(), ids=BAD)
+def test_refused_data_are_no_tables(name: str, line: str, place: Place) -> None:
+    """Of a new folder, where the next verb would work on what is left of them; nor of one that has
+    tables, whose judgements would name rows of others."""
+    before, new = tables(place.out), place.folder / "new"
+    change(place.data)
+    with (place.data / name).open("a") as file:
+        file.write(line + "\n")
+    for out in (place.out, new):
+        with pytest.raises(UserError):
+            place.do(work.ingest, data=place.data, out=out)
+    assert tables(place.out) == before
+    with pytest.raises(UserError, match="holds no passages yet"):
+        place.do(work.encode, model=str(place.told), out=new)
+
+
+def test_at_no_moment_are_tables_of_two_data_sets_current(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So none at which a kill would leave them."""
+    before, seen = tables(place.out), list[dict[str, str]]()
+    write = artifacts.write_text
+
+    def watched(path: Path, text: str) -> None:
+        write(path, text)
+        seen.append(tables(place.out))
+
+    monkeypatch.setattr(artifacts, "write_text", watched)
+    change(place.data)
+    place.do(work.ingest, data=place.data)
+    after = tables(place.out)
+    assert all(before[name] != after[name] for name in before)
+    assert [found for found in seen if found not in (before, after)] == []
+    assert before in seen
+
+
+def test_appended_passages_with_titles_ingest_only_new_blocks(place: Place) -> None:
+    data, out = place.folder / "tsv", place.folder / "new"
+    data.mkdir()
+    lines = [f"{n}\ttext {n}\n" for n in range(33)]
+    titles = [f"{n}\tTitle {n}\n" for n in range(33)]
+
+    def ingested(count: int, title: str = "") -> Version:
+        (data / "collection.tsv").write_text("".join(lines[:count]))
+        (data / "titles.tsv").write_text(title + "".join(reversed(titles[:count])))
+        found: Version = place.do(work.ingest, data=data, out=out)[0].passages
+        return found
+
+    def shared(old: Version, new: Version) -> list[bool]:
+        pairs = zip(old.blocks, new.blocks, strict=False)
+        return [a.files["table"].samefile(b.files["table"]) for a, b in pairs]
+
+    first, more = ingested(32), ingested(33)
+    assert [block.rows for block in more.blocks] == [16, 16, 1]
+    assert shared(first, more) == [True, True]
+    assert more.read()["title"].to_pylist() == [f"Title {n}" for n in range(33)]
+    other = ingested(33, "20\tAnother\n")  # The first of two titles counts.
+    assert shared(more, other) == [True, False, True]
+    assert other.read()["title"].to_pylist()[20] == "Another"
 
 
 def test_a_corpus_alone_is_enough(place: Place) -> None:
@@ -164,6 +245,15 @@ def test_questions_of_a_file(place: Place) -> None:
     again, printed = place.do(work.retrieve, model=str(place.told), queries="my_log", k=3)
     assert again.path == run.path
     assert made(printed) == []
+
+
+def test_refused_questions_have_no_name(place: Place) -> None:
+    asked = place.folder / "log.jsonl"
+    asked.write_text('{"text": "a question"}\n{"text": 5}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2: `text` must be a string"):
+        place.do(work.retrieve, model=str(place.told), queries=str(asked))
+    with pytest.raises(UserError, match="no such file, and no such questions here"):
+        place.do(work.retrieve, model=str(place.told), queries="log")
 
 
 # ---- score
