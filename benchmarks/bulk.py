@@ -45,7 +45,7 @@ from measure import Result, in_two_processes, interleaved, line, ratios, report
 from training import packages, read_pairs, rows_of
 
 from rocketray import labelling, measures, preparation, retrieval
-from rocketray.artifacts import Draft, RunFolder, commit_block, read_table
+from rocketray.artifacts import Draft, RunFolder, commit_block, open_array
 from rocketray.engine.bulk import Job, run_jobs
 from rocketray.formats import open_dataset
 from rocketray.measures import Hits
@@ -592,7 +592,7 @@ def mine(told: argparse.Namespace, out: RunFolder, negative_below: float) -> Min
     positives, found = ready.tables.qrels["train"], run["initial"]["train"]
     labelling.denoise(flow, ready, found, ready.cross, positives, recipe.denoise)
     seconds = time.perf_counter() - start
-    pairs = sum(len(read_table(path)) for path in out.path.glob("pairs/*/*.parquet"))
+    pairs = sum(len(open_array(path)) for path in out.path.glob("pairs/*/*/*.npy"))
     return Mined(seconds, pairs)
 
 

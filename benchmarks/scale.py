@@ -1,4 +1,4 @@
-"""Ingest, tokenise, encode, retrieve over growing corpora: seconds, memory, object store.
+"""Ingest, tokenise, encode, retrieve, score over growing corpora: seconds, memory, object store.
 
     python benchmarks/scale.py [--sizes 100000,300000,1000000] [--actors 2] [--json FILE]
 
@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, line, report
 
-from rocketray import loop, preparation, recipe, retrieval
+from rocketray import labelling, loop, preparation, recipe, retrieval
 from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_qrels
 from rocketray.progress import Display, Meter
@@ -37,6 +37,8 @@ from rocketray.workflow import Workflow
 
 QUERIES = 1024
 """Of the test split; the training split has a few, since ingest wants one."""
+DEPTH = 20
+"""Passages of each that are scored."""
 LENGTH = 40
 """Words of a passage."""
 STAGES = {
@@ -44,6 +46,7 @@ STAGES = {
     "query_tokens + passage_tokens": "tokenise",
     "initial_embeddings": "encode",
     "initial_test": "retrieve",
+    "initial_test_scored": "score",
 }
 BULK = (b"ray::MapBatches", b"ray::IDLE")
 """Names of processes that make blocks, or wait for the next one."""
@@ -127,7 +130,9 @@ def measure(folder: Path, size: int, actors: int) -> dict[str, Any]:
     with loop.claimed(folder / "run", take_over=False) as run, display.peaks("all"):
         flow = Workflow(told, run, display)
         ready = preparation.prepare(flow, open_dataset(folder / "data"))
-        retrieval.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["test"]})
+        runs = retrieval.retrieve(flow, ready, {"initial": ready.dual}, {"initial": ["test"]})
+        found = runs["initial"]["test"]
+        labelling.score(flow, ready, "initial_test_scored", found, ready.cross, DEPTH)
         rows = {row["stage"]: row["rows"] for row in flow.timings()}
     display.found["all"] |= {"seconds": time.monotonic() - start}
     for name, stage in STAGES.items():

@@ -70,6 +70,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_intact(path: Path, sha256: str) -> bool:
+    """Whether a file is there and what was written down of it. On object storage that shows when
+    it comes to a node."""
+    return storage.mirrored(path) or (path.is_file() and file_sha256(path) == sha256)
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -125,6 +131,13 @@ def read_json(path: Path) -> Any:
             f"{storage.shown(path)} is damaged ({error}). Remove it; the same command makes it"
             " again."
         ) from error
+
+
+def chosen_precision(version: Path) -> str | None:
+    """What `auto` became (model/inference.py); None where nobody had to choose, or has begun."""
+    path = version / "choices.json"
+    chosen: dict[str, str] = read_json(path) if storage.fetch(path) else {}
+    return chosen.get("precision")
 
 
 # ----------------------------------------------------------------------------------- read side
@@ -415,21 +428,32 @@ class Draft:
         """Take over blocks that other versions of this stage made from the same input.
 
         A block's key is its stage's settings and its own input, so that appended passages leave
-        the old blocks as they are. Files are linked, not copied. Returns how many.
+        the old blocks as they are. Where workers chose a precision by themselves, all blocks come
+        from versions that chose one, this one's if it has begun, and this one goes on in it. Files
+        are linked, not copied; a damaged one stays where it is. Returns how many.
         """
         wanted = {key: number for number, key in keys.items()}
-        adopted = 0
+        found: dict[str | None, dict[int, tuple[Path, dict[str, Any]]]] = {}
         for other in sorted(self.path.parent.glob(f"{self.stage}-*")):
             if not wanted or other == self.path or not (other / "manifest.json").is_file():
                 continue
+            same = found.setdefault(chosen_precision(other), {})
             for receipt in Draft(other, self.stage, {}).receipts().values():
-                number = wanted.pop(receipt["key"], None)
-                if number is not None:
-                    self._link(other, receipt, number)
-                    adopted += 1
-        return adopted
+                if receipt["key"] in wanted:
+                    same.setdefault(wanted[receipt["key"]], (other, receipt))
+        precision = chosen_precision(self.path)
+        if precision is None and found:
+            precision = max(found, key=lambda chosen: len(found[chosen]))
+        blocks = found.get(precision, {})
+        if blocks and precision is not None:
+            storage.create(self.path / "choices.json", canonical({"precision": precision}))
+        return sum(storage.together(lambda number: self._link(*blocks[number], number), blocks))
 
-    def _link(self, other: Path, receipt: Mapping[str, Any], number: int) -> None:
+    def _link(self, other: Path, receipt: Mapping[str, Any], number: int) -> bool:
+        """False where a file is damaged: linked, it would be damaged here as well, and no stage
+        could be made again."""
+        if not all(is_intact(other / name, value) for name, value in receipt["sha256"].items()):
+            return False
         files, sha256 = {}, {}
         for part, old in receipt["files"].items():
             name = old.replace(f"blocks/{receipt['block']:05d}", f"blocks/{number:05d}")
@@ -437,6 +461,7 @@ class Draft:
             files[part], sha256[name] = name, receipt["sha256"][old]
         mine = {"block": number, "files": files, "sha256": sha256, "about": {}}
         write_receipt(self.path, {**receipt, **mine})
+        return True
 
     def finish(
         self, facts: Mapping[str, Any], files: Iterable[Path] = (), blocks: int | None = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rocketray import artifacts, calibration, storage
+from rocketray import calibration, storage
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
+from rocketray.pair_store import keep_pairs, known_pairs
 from rocketray.preparation import Ready
 from rocketray.recipe import LEXICAL_DEPTH, Recipe
 from rocketray.recipe import Denoise as Rules
@@ -24,15 +25,16 @@ from rocketray.workflow import Spec, Workflow
 
 def score(
     flow: Workflow, ready: Ready, name: str, run: Version, cross: Version, depth: int,
-    beside: Sequence[Spec] = (),
+    beside: Sequence[Spec] = (), rules: Rules | None = None,
 ) -> Version:  # fmt: skip
     """A run's top passages with the cross-encoder's probabilities; known pairs are not scored.
 
     Args:
         beside: other work for the same pool of workers.
+        rules: whose thresholds `score.recheck` looks near; None: those of the recipe.
     """
-    told = _scoring(flow.recipe)
-    store = pairs_folder(flow) / _pair_store(cross, told)
+    told = _scoring(flow.recipe, rules or flow.recipe.denoise)
+    store = pairs_folder(flow) / cross.digest
     spec = Spec(
         name=name,
         stage=Score,
@@ -45,9 +47,10 @@ def score(
         settings={"depth": depth, **told},
         over="run",
     )
-    known = _known_pairs(flow.folder.draft(name, spec.identity()).path, store)
+    stage = flow.folder.draft(name, spec.identity()).path
+    known = known_pairs(flow.folder.stages, stage, store, told)
     scored = flow.bulk(flow.choosing(replace(spec, given={"known": known})), *beside)[0]
-    _keep_pairs(scored, store)
+    keep_pairs(scored.path, store, told)
     return scored
 
 
@@ -56,56 +59,14 @@ def pairs_folder(flow: Workflow) -> Path:
     return storage.locate(flow.recipe.cluster.pairs or flow.folder.path / "pairs").absolute()
 
 
-def _scoring(recipe: Recipe) -> dict[str, Any]:
+def _scoring(recipe: Recipe, rules: Rules) -> dict[str, Any]:
     """What of the recipe changes a ce_score."""
     told = recipe.score
     if told.recheck is None:
         return {"precision": told.precision}
-    thresholds = list(_thresholds(recipe.denoise).values())
+    thresholds = list(_thresholds(rules).values())
     recheck = {"within": told.recheck, "thresholds": thresholds, "seed": recipe.seed}
     return {"precision": told.precision, "recheck": recheck}
-
-
-def _pair_store(cross: Version, told: Mapping[str, Any]) -> str:
-    """Scores of one cross-encoder in one precision: others would not be what was asked for."""
-    plain = told == {"precision": "auto"}
-    return cross.digest if plain else f"{cross.digest}-{artifacts.fingerprint(told)}"
-
-
-def _known_pairs(stage: Path, store: Path) -> list[str]:
-    """Files of scores made before this stage began. Written down, so that a resumed stage knows
-    the same pairs, makes the same batches, and so the same bytes.
-
-    Raises:
-        UserError: the stage is not finished, and the store is not the one it was begun with.
-    """
-    record = stage / "known.json"
-    if (stage / "manifest.json").is_file():  # Nobody will look them up.
-        return []
-    there = [path.name for path in _stored(store)]
-    if not record.is_file():
-        artifacts.write_json(record, there)
-    names: list[str] = artifacts.read_json(record)
-    if gone := sorted(set(names) - set(there)):
-        raise UserError(
-            f"{stage.name} was begun with pair scores that {storage.shown(store)} does not hold"
-            f" ({gone[0]}). Give the cluster.pairs of before, or remove {storage.shown(stage)} to"
-            " begin this stage again."
-        )
-    return [str(store / name) for name in names]
-
-
-def _keep_pairs(scored: Version, store: Path) -> None:
-    """Append a finished stage's new scores to the store, as links to its own files."""
-    known = set(_stored(store))
-    links = {store / f"{scored.path.name}-{b.number:05d}.parquet": b for b in scored.blocks}
-    storage.together(
-        lambda target: artifacts.link(links[target].files["pairs"], target), links.keys() - known
-    )
-
-
-def _stored(store: Path) -> list[Path]:
-    return [path for path in storage.entries(store) if path.suffix == ".parquet"]
 
 
 def pool(flow: Workflow, ready: Ready, run: Version, told: Rules) -> Version:
@@ -141,7 +102,8 @@ def denoise(
             over="run",
         )
     else:
-        scored = score(flow, ready, f"{told.pool}_train_scored", run, cross, told.depth)
+        scored_name = f"{told.pool}_train_scored"
+        scored = score(flow, ready, scored_name, run, cross, told.depth, rules=told)
         spec = denoise_spec(name, scored, positives, calibrated(flow, ready, cross, told))
     (verdicts,) = flow.bulk(spec)
     return verdicts

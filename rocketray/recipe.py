@@ -369,7 +369,8 @@ class Score(Model):
     """As for `encode`. Pairs scored in another precision are not taken for known."""
     recheck: Annotated[float, Field(gt=0, le=1)] | None = None
     """Score again in float32 what lies this near to a threshold of `denoise`. It makes the
-    thresholds part of the scores: new ones score anew. Null: the first word counts."""
+    thresholds part of the scores: new ones score anew. Not beside `denoise.calibration`, which
+    moves them once pairs are scored. Null: the first word counts."""
 
     @model_validator(mode="after")
     def _needed(self) -> Self:
@@ -533,6 +534,12 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _scored(self) -> Self:
+        if self.score.recheck is not None and self.denoise.calibration != "none":
+            raise ValueError(
+                "score.recheck looks near the thresholds of denoise, which denoise.calibration"
+                f" ({self.denoise.calibration}) moves once pairs are scored: set score.recheck to"
+                " null, or denoise.calibration to none"
+            )
         for name in ("dual_1", "dual_2"):
             told: HardStep = getattr(self.steps, name)
             if self.denoise.off and (told.loss.kl or told.loss.margin_mse):

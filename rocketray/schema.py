@@ -70,9 +70,8 @@ EXAMPLES = pa.schema(
 )
 """Always exactly n negatives. A ce_score nobody computed is NaN."""
 
-PAIRS = pa.schema(
-    [("query_hash", pa.uint64()), ("passage_hash", pa.uint64()), ("ce_score", pa.float32())]
-)
+PAIRS = np.dtype([("query_hash", "<u8"), ("passage_hash", "<u8"), ("ce_score", "<f4")])
+"""An array, memory-mapped: pairs are looked up and need no more room than these 20 bytes."""
 
 
 class Verdict(StrEnum):

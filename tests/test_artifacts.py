@@ -44,6 +44,13 @@ def draft(folder: Path, name: str = "stage") -> Draft:
     return Draft(folder / name, name.partition("-")[0], {"name": name})
 
 
+def damage(path: Path) -> None:
+    """One bit of a file, in place: under all its names."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def files(folder: Path) -> list[str]:
     found = folder.rglob("*")
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
@@ -177,9 +184,7 @@ def test_verify_names_file_expected_and_found(tmp_path: Path) -> None:
     version = made.finish({})
     path = made.path / "blocks" / "00000.parquet"
     before = file_sha256(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    damage(path)
     with pytest.raises(UserError) as error:
         version.verify()
     assert str(error.value) == (
@@ -261,6 +266,58 @@ def test_equal_blocks_of_another_version_are_linked(tmp_path: Path) -> None:
     commit(new.path, 0, 8, key="c")
     commit(new.path, 2, 9, key="d")
     assert new.finish({}, blocks=3).read()["n"].to_pylist() == [8, 0, 9]
+
+
+def chosen(made: Draft, precision: str) -> None:
+    """As the first worker of a stage writes it down."""
+    artifacts.write_json(made.path / "choices.json", {"precision": precision, "tokens": 64})
+
+
+def old_version(folder: Path, name: str, precision: str, *keys: str) -> Version:
+    made = draft(folder, f"stage-{name}")
+    for number, key in enumerate(keys):
+        commit(made.path, number, ord(key), key=key)
+    chosen(made, precision)
+    return made.finish({})
+
+
+def test_blocks_are_adopted_from_one_precision_alone(tmp_path: Path) -> None:
+    """From that which has most of them; a worker of the new version goes on in it."""
+    old_version(tmp_path, "a", "float32", "a", "b")
+    half = old_version(tmp_path, "b", "bfloat16", "b", "c", "d")
+    new = draft(tmp_path, "stage-new")
+    assert new.adopt({0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}) == 3
+    assert sorted(new.receipts()) == [1, 2, 3]
+    assert (new.path / "blocks/00001.parquet").samefile(half.path / "blocks/00000.parquet")
+    assert artifacts.read_json(new.path / "choices.json") == {"precision": "bfloat16"}
+
+
+def test_a_version_that_was_begun_adopts_what_is_like_it(tmp_path: Path) -> None:
+    old_version(tmp_path, "a", "float32", "a")
+    old_version(tmp_path, "b", "bfloat16", "b", "c")
+    new = draft(tmp_path, "stage-new")
+    chosen(new, "float32")
+    assert new.adopt({0: "a", 1: "b", 2: "c"}) == 1
+    assert list(new.receipts()) == [0]
+    assert artifacts.read_json(new.path / "choices.json") == {"precision": "float32", "tokens": 64}
+
+
+def test_who_adopts_nothing_chooses_nothing(tmp_path: Path) -> None:
+    old_version(tmp_path, "a", "bfloat16", "a")
+    new = draft(tmp_path, "stage-new")
+    assert new.adopt({0: "z"}) == 0
+    assert not new.path.exists()
+
+
+def test_a_damaged_block_is_not_adopted(tmp_path: Path) -> None:
+    """Linked, it would come back whenever its stage is removed to be made again."""
+    old, new = draft(tmp_path, "stage-old"), draft(tmp_path, "stage-new")
+    for number, key in enumerate("ab"):
+        commit(old.path, number, number, key=key)
+    old.finish({})
+    damage(old.path / "blocks/00000.parquet")
+    assert new.adopt({0: "a", 1: "b"}) == 1
+    assert list(new.receipts()) == [1]
 
 
 def test_nothing_is_adopted_from_an_unfinished_version_or_another_stage(tmp_path: Path) -> None:

@@ -203,6 +203,16 @@ def test_equal_blocks_are_copied_by_the_store(on: Node) -> None:
     assert values(new.finish({}, blocks=2)) == [9, 4]
 
 
+def test_the_precision_of_adopted_blocks_comes_with_them(on: Node) -> None:
+    old = finished(on("a"), 4, 5)
+    artifacts.write_json(old.path / "choices.json", {"precision": "bfloat16"})
+    RunFolder(on("b"))._sync()
+    new = draft(on("b"), "stage-2")
+    assert new.adopt({0: "5"}) == 1
+    path = draft(on("c"), "stage-2").path
+    assert artifacts.chosen_precision(path) == "bfloat16"
+
+
 # ------------------------------------------------------------------------------------- one writer
 
 

@@ -80,7 +80,7 @@ def test_scale(tmp_path: Path) -> None:
     found = {line["name"]: line["value"] for line in measured(
         "scale.py", tmp_path / "s.json", "--sizes", "1000,2000", "--actors", "1"
     )}  # fmt: skip
-    for stage in ("ingest", "tokenise", "encode", "retrieve"):
+    for stage in ("ingest", "tokenise", "encode", "retrieve", "score"):
         assert found[f"1,000: {stage}"] > 0
         assert found[f"2,000: {stage}, worker"] > 0
         assert f"{stage}: exponent of time" in found

@@ -36,7 +36,8 @@ ALLOWED = {
     "tables": {*DATA, "formats", "stages", "workflow"},
     "preparation": FLOW,
     "retrieval": {*FLOW, "preparation"},
-    "labelling": {*FLOW, "calibration", "preparation", "retrieval"},
+    "pair_store": {*DATA, "stages"},
+    "labelling": {*FLOW, "calibration", "pair_store", "preparation", "retrieval"},
     "learning": {*FLOW, "engine", "progress", "preparation", "retrieval"},
     "pipeline": {"workflow", "preparation", "retrieval", "labelling", "learning"},
 }

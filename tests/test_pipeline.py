@@ -15,9 +15,20 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray import artifacts, audit, calibration, cli, loop, pipeline, preparation, results
+from rocketray import (
+    artifacts,
+    audit,
+    calibration,
+    cli,
+    labelling,
+    loop,
+    pipeline,
+    preparation,
+    results,
+)
 from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.errors import UserError
+from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
 from rocketray.progress import Display, Meter
@@ -268,6 +279,18 @@ def test_a_recheck_makes_thresholds_part_of_the_scores(place: Place) -> None:
     assert remade(flow) == {"dual_0_train_scored"}
 
 
+def test_a_rows_recheck_looks_near_its_own_thresholds(place: Place) -> None:
+    """As a row of an ablation is made: by other rules than the recipe's."""
+    flow = place.run("score.precision=int8", "score.recheck=0.1", until="denoise")
+    flow.until = None
+    ready = preparation.prepare(flow, open_dataset(place.data))
+    rules = flow.recipe.denoise.model_copy(update={"negative_below": 0.3})
+    run, cross = flow.made["dual_0_train"], flow.made["cross"]
+    labelling.denoise(flow, ready, run, cross, ready.tables.qrels["train"], rules, "row_verdicts")
+    told = flow.made["dual_0_train_scored"].manifest["identity"]["recipe"]
+    assert told["recheck"]["thresholds"] == [0.3, 0.55]
+
+
 def test_the_precision_that_auto_was_stands_beside_the_stage(finished: Place) -> None:
     for name in ("initial_embeddings", "dual_0_train_scored"):
         choices = json.loads((finished.version(name).path / "choices.json").read_text())
@@ -290,6 +313,23 @@ def test_appended_passages_encode_only_new_blocks(place: Place) -> None:
     assert [block.rows for block in after.blocks] == [10] * 4 + [1]
     for old, new in zip(before.blocks, after.blocks[:-1], strict=True):
         assert old.files["embeddings"].samefile(new.files["embeddings"])
+
+
+def test_appended_passages_are_encoded_in_the_precision_of_the_others(place: Place) -> None:
+    """The old blocks, float32 in truth, are taken for a GPU's."""
+    old = place.version("initial_embeddings").path
+    artifacts.write_json(old / "choices.json", {"precision": "bfloat16"})
+    with (place.data / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "new", "title": "", "text": words()[0]}) + "\n")
+    after = place.run(until="initial_embeddings").made["initial_embeddings"]
+    assert artifacts.chosen_precision(after.path) == "bfloat16"
+    told = place.run("encode.precision=bfloat16", until="initial_embeddings")
+    half = told.made["initial_embeddings"]
+    new, old_one = (
+        [version.array(number, "embeddings") for version in (after, half)] for number in (4, 0)
+    )
+    np.testing.assert_array_equal(*new)
+    assert not np.array_equal(*old_one)
 
 
 def test_a_damaged_block_stops_the_run_and_its_cure_works(place: Place) -> None:

@@ -191,3 +191,13 @@ def test_settings_that_could_not_act_are_refused(override: str, message: str) ->
 def test_distilling_scores_that_nobody_makes_is_refused() -> None:
     with pytest.raises(UserError, match=r"steps.dual_2.loss distils .* denoise.off"):
         load("small", ["steps.dual_2.loss.kl=1", "denoise.off=true"])
+
+
+def test_a_recheck_near_thresholds_that_move_is_refused() -> None:
+    told = ["score.recheck=0.05", "denoise.calibration=temperature"]
+    with pytest.raises(UserError) as error:
+        load("small", told)
+    assert "denoise.calibration (temperature) moves once pairs are scored" in str(error.value)
+    assert "set score.recheck to null, or denoise.calibration to none" in str(error.value)
+    for alone in told:
+        load("small", [alone])

@@ -258,6 +258,31 @@ def test_the_cure_for_damage_works(tmp_path: Path) -> None:
     assert double(flow, numbers(flow, [[1]])).manifest == version.manifest
 
 
+def test_the_cure_for_damage_works_where_an_older_version_has_the_same_file(
+    tmp_path: Path, made: list[Any]
+) -> None:
+    """The two versions' first block is one file under two names, so both are damaged."""
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1], [2]]))
+    flow = workflow(tmp_path)
+    version = double(flow, numbers(flow, [[1], [2], [3]]))
+    path = version.blocks[0].files["table"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    flow = workflow(tmp_path)
+    source = double(flow, numbers(flow, [[1], [2], [3]]))
+    with pytest.raises(UserError, match=f"Remove {version.path} to make this stage again"):
+        double(flow, source, name="quadruple")
+    shutil.rmtree(version.path)
+    made.clear()
+    flow = workflow(tmp_path)
+    again = double(flow, numbers(flow, [[1], [2], [3]]))
+    assert made == [0, 2]  # The last one was this version's alone.
+    assert again.manifest == version.manifest
+    assert double(flow, again, name="quadruple").read()["n"].to_pylist() == [4, 8, 12]
+
+
 def test_who_was_taken_over_makes_nothing_current(tmp_path: Path) -> None:
     flow = workflow(tmp_path)
     flow.folder.claim()

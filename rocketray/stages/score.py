@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rocketray.artifacts import Made, Version, read_table
+from rocketray.artifacts import Made, Version, fingerprint, open_array
 from rocketray.errors import UserError
 from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.inference import Choices, Precision, Scorer
@@ -49,9 +49,9 @@ class Recheck:
 class Score:
     """SCORED: the first `depth` passages of each query with their ce_scores.
 
-    Pairs whose ce_score is known (same texts, same cross-encoder) are read, not scored. Part
-    `pairs` holds the new ones, for those who come later. What has no tokens, being left out, has no
-    score: such a passage is not listed, the list of such a question is empty.
+    Pairs whose ce_score is known (same texts, same cross-encoder, same kind of score) are read, not
+    scored. Part `pairs` holds the new ones (PAIRS), for those who come later. What has no tokens,
+    being left out, has no score: such a passage is not listed, the list of such a question is empty.
     """
 
     code = 2
@@ -72,12 +72,13 @@ class Score:
         self.assembler = Assembler(Tokenizer(model.tokenizer_folder))
         self.run = Version.open(run)
         self.queries, self.passages = TokenStore(query_tokens), TokenStore(passage_tokens)
-        self.query_hashes = hashes(query_tokens)
-        self.passage_hashes = hashes(passage_tokens)
+        self.query_hashes = Hashes(query_tokens)
+        self.passage_hashes = Hashes(passage_tokens)
         self.left_out_queries = Version.open(query_tokens).left_out
         self.left_out_passages = set(Version.open(passage_tokens).left_out.tolist())
         self.depth = depth
-        self.known = PairScores(known)
+        mine = kind(self.score.passes.precision, recheck)
+        self.known = PairScores([file for file in known if Path(file).parent.name == mine])
 
     def rows(self, item: int) -> np.ndarray:
         queries: np.ndarray = self.run.table(item)["query"].to_numpy()
@@ -104,10 +105,7 @@ class Score:
             facts |= counts
         facts["tokens"] = self._tokens(queries[new], passages[new])
         table = _scored(run, sizes, passages, ce_scores)
-        pairs = pa.Table.from_arrays(
-            [pa.array(query_hashes[new]), pa.array(passage_hashes[new]), pa.array(ce_scores[new])],
-            schema=PAIRS,
-        )
+        pairs = as_pairs(query_hashes[new], passage_hashes[new], ce_scores[new])
         return Made({"table": table, "pairs": pairs}, len(run), facts)
 
     def _scores(self, queries: np.ndarray, passages: np.ndarray) -> tuple[np.ndarray, Counts]:
@@ -134,40 +132,71 @@ class Score:
 
 
 class PairScores:
-    """Pairs scored before, looked up by the hashes of their texts."""
+    """Pairs scored before, looked up by the hashes of their texts in one file after another: memory
+    does not grow with what is known."""
 
     def __init__(self, files: Sequence[str]) -> None:
-        paths = [Path(file) for file in files]
-        if gone := set(paths) - set(fetch_all(paths)):
+        # Files of the store are named by their sha256.
+        wanted = {Path(file): Path(file).stem for file in files}
+        if gone := wanted.keys() - set(fetch_all(wanted)):
             raise UserError(
                 f"{socket.gethostname()} does not see {shown(min(gone))}: the folder of"
                 " cluster.pairs must be on storage that every node sees under one path, or on"
                 " object storage."
             )
-        tables = [read_table(path) for path in paths] or [PAIRS.empty_table()]
-        pairs = pa.concat_tables(tables)
-        keys = _mix(pairs["query_hash"].to_numpy(), pairs["passage_hash"].to_numpy())
-        order = np.argsort(keys, kind="stable")
-        self.keys = keys[order]
-        self.passage_hashes = pairs["passage_hash"].to_numpy()[order]
-        self.ce_scores = pairs["ce_score"].to_numpy()[order]
+        self.paths = list(wanted)
 
     def find(self, query_hashes: np.ndarray, passage_hashes: np.ndarray) -> np.ndarray:
-        """ce_scores, float32; NaN where a pair is new."""
+        """ce_scores, float32; NaN where a pair is new. Of two for a pair the first counts."""
         found = np.full(len(query_hashes), np.nan, np.float32)
-        if len(self.keys):
-            keys = _mix(query_hashes, passage_hashes)
-            places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-            same = (self.keys[places] == keys) & (self.passage_hashes[places] == passage_hashes)
-            found[same] = self.ce_scores[places[same]]
+        queries, keys = np.unique(query_hashes), _mix(query_hashes, passage_hashes)
+        for path in self.paths:
+            pairs = np.asarray(open_array(path))
+            if not _has_any(pairs["query_hash"], queries):
+                continue
+            theirs = _mix(pairs["query_hash"], pairs["passage_hash"])
+            order = np.argsort(theirs, kind="stable")
+            places = np.searchsorted(theirs, keys, sorter=order)
+            places = order[np.minimum(places, len(order) - 1)]
+            same = (theirs[places] == keys) & (pairs["passage_hash"][places] == passage_hashes)
+            same &= np.isnan(found)
+            found[same] = pairs["ce_score"][places[same]]
         return found
 
 
-def hashes(tokens: str) -> np.ndarray:
-    version = Version.open(tokens)
-    version.fetch("hashes")
-    parts = [version.array(b.number, "hashes") for b in version.blocks]
-    return np.concatenate([*parts, np.empty(0, np.uint64)])
+def _has_any(theirs: np.ndarray, queries: np.ndarray) -> bool:
+    """Whether a file knows any of these queries. Most do not, and to ask takes milliseconds. Both
+    are in order."""
+    if not len(theirs):
+        return False
+    places = np.minimum(np.searchsorted(theirs, queries), len(theirs) - 1)
+    return bool((theirs[places] == queries).any())
+
+
+def kind(precision: str, recheck: Mapping[str, Any] | None) -> str:
+    """The folder of a store for scores of one kind: read for others, they would not be what was
+    asked for."""
+    if recheck is None or precision == "float32":
+        return precision
+    return f"{precision}-{fingerprint(recheck)}"
+
+
+class Hashes:
+    """Hashes of a token store's texts by row, uint64: read from the blocks that hold them."""
+
+    def __init__(self, tokens: str) -> None:
+        self.version = Version.open(tokens)
+        self.version.fetch("hashes")
+        self.first_rows = np.array([block.first_row for block in self.version.blocks], np.int64)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        blocks = np.searchsorted(self.first_rows, rows, side="right") - 1
+        found = np.empty(len(rows), np.uint64)
+        for number in np.unique(blocks).tolist():
+            mine = blocks == number
+            hashes = self.version.array(number, "hashes")
+            found[mine] = hashes[rows[mine] - self.first_rows[number]]
+        return found
 
 
 def _mix(query_hashes: np.ndarray, passage_hashes: np.ndarray) -> np.ndarray:
@@ -186,6 +215,17 @@ def _without(run: pa.Table, left_out: Container[int]) -> pa.Table:
         "scores": [[score for _, score in row] for row in kept],
     }
     return pa.table(columns, schema=RUN)
+
+
+def as_pairs(
+    query_hashes: np.ndarray, passage_hashes: np.ndarray, ce_scores: np.ndarray
+) -> np.ndarray:
+    """PAIRS, in the order of their hashes; of two scores for a pair the first stays first."""
+    order = np.lexsort((passage_hashes, query_hashes))
+    pairs = np.empty(len(order), PAIRS)
+    pairs["query_hash"], pairs["passage_hash"] = query_hashes[order], passage_hashes[order]
+    pairs["ce_score"] = ce_scores[order]
+    return pairs
 
 
 def _scored(

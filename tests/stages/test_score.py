@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rocketray.artifacts import Made
+from rocketray.artifacts import Made, Version
 from rocketray.errors import UserError
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
-from rocketray.schema import PAIRS, SCORED
+from rocketray.schema import SCORED
 from rocketray.stages import score
-from rocketray.stages.score import PairScores, Score, hashes
+from rocketray.stages.score import Hashes, PairScores, Score, as_pairs, kind
 from tests.stages.conftest import Small
-from tests.versions import run, table, version
+from tests.versions import run, version
 
 RUN = run((0, [3, 1, 7]), (2, []), (4, [9, 0]))
 GOLDEN = 0x9E3779B97F4A7C15
@@ -52,7 +50,8 @@ def tokens(small: Small, queries: list[int], passages: list[int]) -> int:
 
 
 def kept(made: Made, path: Path) -> str:
-    pq.write_table(made.parts["pairs"], path)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, made.parts["pairs"])
     return str(path)
 
 
@@ -96,19 +95,43 @@ def test_each_score_goes_to_its_own_pair(
 def test_known_pairs_are_read_and_only_new_ones_asked(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Asked(monkeypatch)
+    asked, store = Asked(monkeypatch), tmp_path / "float32"
+    told: dict[str, Any] = {"precision": "float32", "depth": 3}
     first = scored(small, tmp_path)
     asked.pairs.clear()
-    more = scored(small, tmp_path, [kept(first, tmp_path / "pairs.parquet")], depth=3)
+    more = scored(small, tmp_path, [kept(first, store / "pairs.npy")], **told)
     assert asked.pairs == [(0, 7)]
     assert more.facts == {"pairs": 5, "known": 4, "tokens": tokens(small, [0], [7])}
     assert len(more.parts["pairs"]) == 1
-    files = [kept(first, tmp_path / "pairs.parquet"), kept(more, tmp_path / "more.parquet")]
+    files = [kept(first, store / "pairs.npy"), kept(more, store / "more.npy")]
     asked.pairs.clear()
-    again = scored(small, tmp_path, files, depth=3)
+    again = scored(small, tmp_path, files, **told)
     assert asked.pairs == []
     assert again.parts["table"] == more.parts["table"]
     assert len(again.parts["pairs"]) == 0
+
+
+def test_scores_of_another_kind_are_not_read(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a person chose the precision or `auto` did."""
+    Asked(monkeypatch)
+    recheck = {"within": 0.1, "thresholds": [0.5], "seed": 0}
+    made, choices = scored(small, tmp_path), tmp_path / "choices.json"
+    names = ("float32", "bfloat16", kind("bfloat16", recheck))
+    files = {name: kept(made, tmp_path / name / "pairs.npy") for name in names}
+
+    def known(*names: str, **told: Any) -> Any:
+        return scored(small, tmp_path, [files[name] for name in names], **told).facts["known"]
+
+    for precision in ("float32", "bfloat16"):
+        choices.write_text(json.dumps({"precision": precision}))
+        for told in ({"choices": str(choices)}, {"precision": precision}):
+            assert known(precision, **told) == 4
+            assert known(*(set(names) - {precision}), **told) == 0
+    assert known("bfloat16", precision="bfloat16", recheck=recheck) == 0
+    assert known(kind("bfloat16", recheck), precision="bfloat16", recheck=recheck) == 4
+    assert known("float32", precision="float32", recheck=recheck) == 4
 
 
 def test_a_pair_is_known_by_its_texts(
@@ -116,10 +139,10 @@ def test_a_pair_is_known_by_its_texts(
 ) -> None:
     """Passages 3 and 8 have the same title and text, so one score serves both."""
     Asked(monkeypatch)
-    known = kept(scored(small, tmp_path), tmp_path / "pairs.parquet")
-    store, queries = PairScores([known]), hashes(small.query_tokens)
-    passages = hashes(small.passage_tokens)
-    found = store.find(queries[[0, 0, 0]], passages[[3, 8, 11]])
+    known = kept(scored(small, tmp_path), tmp_path / "float32" / "pairs.npy")
+    store, queries = PairScores([known]), Hashes(small.query_tokens)
+    passages = Hashes(small.passage_tokens)
+    found = store.find(queries[np.array([0, 0, 0])], passages[np.array([3, 8, 11])])
     assert found == pytest.approx([0.003] * 3)
 
 
@@ -140,6 +163,15 @@ def test_what_has_no_tokens_is_not_scored(
     assert made.parts["table"]["passages"].to_pylist() == [[1, 7], [], []]
     assert made.parts["table"]["scores"].to_pylist() == [[-1, -2], [], []]
     assert made.parts["table"].schema == SCORED
+
+
+def test_hashes_are_those_of_all_blocks(small: Small) -> None:
+    """Passages lie in blocks of 5, 5 and 2."""
+    tokens = Version.open(small.passage_tokens)
+    whole = np.concatenate([tokens.array(number, "hashes") for number in range(3)])
+    rows = np.array([11, 0, 4, 5, 9, 10, 5])
+    np.testing.assert_array_equal(Hashes(small.passage_tokens)[rows], whole[rows])
+    assert Hashes(small.passage_tokens)[rows[:0]].dtype == np.uint64
 
 
 # ------------------------------------------------------------------------------- less precision
@@ -208,9 +240,17 @@ def test_it_is_written_down_which_precision_auto_was(small: Small, tmp_path: Pat
 # ------------------------------------------------------------------------------------ the store
 
 
+def file_of(path: Path, *rows: tuple[int, int, float]) -> str:
+    queries, passages, ce_scores = zip(*rows, strict=True)
+    pairs = as_pairs(
+        np.array(queries, np.uint64), np.array(passages, np.uint64), np.array(ce_scores, np.float32)
+    )
+    np.save(path, pairs)
+    return str(path)
+
+
 def store_of(folder: Path, *rows: tuple[int, int, float]) -> PairScores:
-    pq.write_table(table(PAIRS, *rows), folder / "pairs.parquet")
-    return PairScores([str(folder / "pairs.parquet")])
+    return PairScores([file_of(folder / "pairs.npy", *rows)])
 
 
 def find(store: PairScores, *pairs: tuple[int, int]) -> list[float]:
@@ -232,6 +272,33 @@ def test_an_empty_store_knows_nothing() -> None:
 
 def test_of_two_scores_for_a_pair_the_first_counts(tmp_path: Path) -> None:
     assert find(store_of(tmp_path, (1, 2, 0.25), (1, 2, 0.5)), (1, 2)) == [0.25]
+    first = file_of(tmp_path / "first.npy", (1, 2, 0.75), (5, 6, 0.125))
+    second = file_of(tmp_path / "second.npy", (3, 4, 0.5), (1, 2, 0.25))
+    wanted = ((1, 2), (3, 4), (5, 6), (7, 8))
+    np.testing.assert_equal(find(PairScores([first, second]), *wanted), [0.75, 0.5, 0.125, np.nan])
+    np.testing.assert_equal(find(PairScores([second, first]), *wanted), [0.25, 0.5, 0.125, np.nan])
+
+
+def test_a_file_without_pairs_is_looked_into_in_vain(tmp_path: Path) -> None:
+    nobody = np.empty(0, np.uint64)
+    np.save(tmp_path / "none.npy", as_pairs(nobody, nobody, np.empty(0, np.float32)))
+    some = file_of(tmp_path / "some.npy", (1, 2, 0.25))
+    assert find(PairScores([str(tmp_path / "none.npy"), some]), (1, 2)) == [0.25]
+
+
+def test_many_pairs_over_many_files(tmp_path: Path) -> None:
+    """What a dictionary says, whatever the order in which pairs were kept and are asked for."""
+    draw = np.random.default_rng(0)
+    files, expected = [], dict[tuple[int, int], float]()
+    for number in range(3):
+        pairs = draw.integers(0, 60, (500, 2)).tolist()
+        rows = [(q, p, float(n)) for n, (q, p) in enumerate(pairs, start=1000 * number)]
+        files.append(file_of(tmp_path / f"{number}.npy", *rows))
+        for query, passage, ce_score in rows:
+            expected.setdefault((query, passage), ce_score)
+    asked = [(q, p) for q in range(61) for p in range(61)]
+    found = find(PairScores(files), *asked)
+    np.testing.assert_equal(found, [expected.get(pair, np.nan) for pair in asked])
 
 
 def test_pairs_whose_mixed_keys_collide_never_get_each_others_score(tmp_path: Path) -> None:
@@ -240,17 +307,16 @@ def test_pairs_whose_mixed_keys_collide_never_get_each_others_score(tmp_path: Pa
     np.testing.assert_equal(find(store, (1, 2), (collides, 3)), [0.25, np.nan])
 
 
-def test_files_with_foreign_columns_are_refused(tmp_path: Path) -> None:
-    odd = pa.table({"query_hash": pa.array(["a"]).dictionary_encode()})
-    pq.write_table(odd, tmp_path / "odd.parquet")
-    with pytest.raises(Exception, match="foreign type"):
-        PairScores([str(tmp_path / "odd.parquet")])
+def test_files_that_could_carry_code_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "odd.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        PairScores([str(tmp_path / "odd.npy")]).find(*np.zeros((2, 1), np.uint64))
 
 
 def test_a_machine_that_does_not_see_known_pairs_says_so(tmp_path: Path) -> None:
-    here, gone = tmp_path / "pairs.parquet", tmp_path / "gone.parquet"
+    here, gone = tmp_path / "pairs.npy", tmp_path / "gone.npy"
     store_of(tmp_path, (1, 2, 0.25))
-    with pytest.raises(UserError, match=r" does not see .*/gone\.parquet: .* cluster\.pairs must"):
+    with pytest.raises(UserError, match=r" does not see .*/gone\.npy: .* cluster\.pairs must"):
         PairScores([str(here), str(gone)])
 
 
