@@ -50,8 +50,8 @@ class Score:
     """SCORED: the first `depth` passages of each query with their ce_scores.
 
     Pairs whose ce_score is known (same texts, same cross-encoder, same kind of score) are read, not
-    scored. Part `pairs` holds the new ones (PAIRS), for those who come later. What has no tokens,
-    being left out, has no score: such a passage is not listed, the list of such a question is empty.
+    scored. Part `pairs` holds the new ones (PAIRS), for later runs. What has no tokens, being left
+    out, has no score: such a passage is not listed, the list of such a question is empty.
     """
 
     code = 2
