@@ -105,7 +105,7 @@ def by_rank(rows: Sequence[Row]) -> Shown:
         }
         for row in rows
     ]
-    return _table("Labels and verdicts by rank of dual_0", shares, tuple(shares[0]), "all")
+    return _table("Labels and verdicts by rank", shares, tuple(shares[0]), "all")
 
 
 def _table(caption: str, rows: Sequence[Row], columns: Sequence[str], marked: Any) -> Shown:
@@ -135,6 +135,8 @@ def percent(share: float) -> str:
 def sentences(found: Row) -> Iterator[str]:
     """What the tables rest on, and what they come to."""
     held, pairs = found["calibration"], found["pairs"]
+    if later := [name for name in found["of"] if name not in ("denoise", "augment")]:
+        yield f"Negatives and false negatives are those of the last round ({later[0]})."
     yield (
         f"False negatives are estimated by the cross-encoder, made a probability by isotonic"
         f" regression on {held['pairs']:,} pairs, {held['relevant']:,} of them relevant"
