@@ -73,6 +73,8 @@ class Row:
     """Fields in which it differs from the recipe, as for --set."""
     share: float = 1.0
     """Of the unlabelled questions it learns from."""
+    needs: tuple[str, ...] = ()
+    """Stages of the run that stand before it: their time is its own, too."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ VARIANTS = {
                     ("steps.dual_1.mask_margin=0.1",)),
     "bm25": ("found by BM25 (DPR)", ("denoise.pool=bm25",)),
     "both": ("found by BM25 and dual_0 in turn", ("denoise.pool=both",)),
+    "rounds": ("of a second round, found by dual_1", ("denoise.rounds=2",)),
 }  # fmt: skip
 """What `--also` takes: dual_1 with one other rule, in words and as fields of a recipe."""
 LONGER = "longer"
@@ -285,6 +288,11 @@ def _check(recipe: Recipe, asked: Asked) -> None:
         raise UserError("--in-batch 1 without steps.dual_0.negatives leaves no negative at all.")
     if recipe.denoise.off:
         raise UserError("denoise.off leaves nothing to compare: an ablation makes that row itself.")
+    if recipe.denoise.rounds > 1:
+        raise UserError(
+            f"denoise.rounds {recipe.denoise.rounds}: the rows of an ablation are of one round."
+            " Set it to 1; `--also rounds` adds a row of two."
+        )
     for name in asked.weights:
         if name != "tiny":
             initial_weights.resolve(name)
@@ -298,7 +306,8 @@ def _also(name: str) -> Row:
     if name == LONGER:
         return Row(f"also_{LONGER}", "hard negatives, as many steps as dual_2", longer)
     words, settings = VARIANTS[name]
-    return Row(f"also_{name}", f"hard negatives {words}", hard_step, settings)
+    needs = (*OWN["dual_1"], "dual_1_embeddings") if name == "rounds" else ()
+    return Row(f"also_{name}", f"hard negatives {words}", hard_step, settings, needs=needs)
 
 
 def _group(size: int) -> Row:
@@ -332,7 +341,7 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
     for row in rows:
         before = set(flow.made)
         row.make(flow, ready, row)
-        own[row.name] = tuple(name for name in flow.made if name not in before)
+        own[row.name] = (*row.needs, *(name for name in flow.made if name not in before))
     read = ("passages", "queries", "test_queries", results.held_out(flow).name)
     return Seed(
         seed=told.seed,
@@ -340,7 +349,7 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
         measured={name: measured(flow, name, run) for name, run in runs_of(flow, rows)},
         groups=results.groups(flow),
         facts={name: facts(flow, name) for name in own},
-        seconds={name: seconds(flow, stages) for name, stages in own.items()},
+        seconds={name: seconds(flow, name, stages) for name, stages in own.items()},
         cross=cross_quality(flow),
         removed=removed(flow),
         pool=dict(flow.made["both_train"].facts) if "both_train" in flow.made else None,
@@ -368,6 +377,10 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
     changed = recipes.changed(flow.recipe, row.settings)
     told, positives = changed.steps.dual_1, _positives(flow, ready)
     run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise)
+    if changed.denoise.rounds > 1:
+        models = {"dual_1": flow.made["dual_1"]}
+        found = retrieval.retrieve(flow, ready, models, {"dual_1": ["train"]})
+        run = labelling.pool(flow, ready, found["dual_1"]["train"], changed.denoise, 2, run)
     verdicts = flow.made["denoise"]
     if changed.denoise != flow.recipe.denoise:
         verdicts = labelling.denoise(
@@ -462,10 +475,10 @@ def facts(flow: Workflow, name: str) -> dict[str, Any]:
     return {field: trained[field] for field in ("steps", "rows", "negatives_per_query")}
 
 
-def seconds(flow: Workflow, stages: Sequence[str]) -> float:
-    """What a row took: training and what comes before it, not encoding and searching after it."""
-    after = ("_embeddings", "_test", "_cells", "_measures")
-    wanted = {name for name in stages if not name.endswith(after)}
+def seconds(flow: Workflow, name: str, stages: Sequence[str]) -> float:
+    """What a row took: training and what comes before it, not encoding and searching by it."""
+    after = (f"{name}_{end}" for end in ("embeddings", "test", "test_cells", "measures"))
+    wanted = set(stages).difference(after)
     return float(sum(row["seconds"] for row in flow.timings() if row["stage"] in wanted))
 
 

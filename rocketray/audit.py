@@ -70,7 +70,7 @@ def audit(folder: RunFolder) -> Row:
     return {
         "code": audited.CODE,
         "of": {
-            name: run.need(name).digest for name in ("denoise", "augment") if run.same_cross(name)
+            name: run.need(name).digest for name in (run.judged, "augment") if run.same_cross(name)
         },
         "thresholds": run.thresholds,
         "asked": run.recipe.denoise.model_dump(include=set(run.thresholds)),
@@ -140,9 +140,16 @@ class Run:
         """As `get`, and None where another cross-encoder scored it than what `denoise` judged:
         until the command that began the run has gone on, later stages are those of an earlier
         recipe."""
-        version, judge = self.get(name), self._cross_of(self.need("denoise"))
+        version, judge = self.get(name), self._cross_of(self.need(self.judged))
         alike = version and judge in (None, self._cross_of(version))  # None: `denoise.off`.
         return version if alike else None
+
+    @cached_property
+    def judged(self) -> str:
+        """Verdicts of the last round that the cross-encoder of the first has judged."""
+        first = self._cross_of(self.need("denoise"))
+        there = [name for name in self.recipe.denoise.finders if name in self.current]
+        return [name for name in there if self._cross_of(self.need(name)) == first][-1]
 
     def _cross_of(self, version: Version) -> str | None:
         """Digest of the cross-encoder behind a scored run, or behind verdicts on one."""
@@ -169,7 +176,7 @@ class Run:
     @property
     def thresholds(self) -> dict[str, float]:
         """Where ce_scores were cut; none without denoising."""
-        told: Mapping[str, Any] = self.need("denoise").manifest["identity"]["recipe"]
+        told: Mapping[str, Any] = self.need(self.judged).manifest["identity"]["recipe"]
         names = ("negative_below", "positive_above")
         return {name: told[name] for name in names if name in told}
 
@@ -229,8 +236,9 @@ def labelled_pairs(run: Run) -> tuple[Pairs, str]:
         qrels = run.need(f"qrels_{split}")
         words = f"{split} questions, passages of dual_2"
     else:
-        scored, qrels = run.need("denoise"), run.labels
-        words = "training questions, passages of dual_0; it learned from them and looks too good"
+        scored, qrels = run.need(run.judged), run.labels
+        finder = run.recipe.denoise.finders[run.judged]
+        words = f"training questions, passages of {finder}; it learned from them and looks too good"
     return calibration.labelled_pairs(scored, qrels.read()), words
 
 
@@ -260,7 +268,7 @@ def likely(probability: calibration.Map | None, ce_N: np.ndarray) -> np.ndarray:
 def denoising(run: Run, probability: calibration.Map | None) -> tuple[ByRank, Sweep]:
     """One pass over the verdicts on labelled questions."""
     hidden, ranks, sweep = hidden_keys(run), ByRank(), Sweep(run.grid)
-    for found in blocks(run.need("denoise")):
+    for found in blocks(run.need(run.judged)):
         likely_N = likely(probability, found.ce_N)
         ranks.add(found, likely_N, np.isin(found.key_N, hidden))
         sweep.add(found, likely_N)
@@ -295,7 +303,7 @@ def removals(run: Run) -> dict[str, Row]:
     """Removal against each known truth: of training, dev and unlabelled questions."""
     found = {}
     if run.get("qrels_hidden_positives"):
-        found["train"] = _removal(run, "denoise", hidden_keys(run), keys_of(run.labels))
+        found["train"] = _removal(run, run.judged, hidden_keys(run), keys_of(run.labels))
         if run.same_cross(DEV_SCORED):
             visible, hidden = hide_dev(run)
             found["dev"] = _removal(run, DEV_SCORED, relevant_keys(hidden), relevant_keys(visible))
@@ -346,7 +354,7 @@ def relevant_keys(qrels: pa.Table) -> np.ndarray:
 
 def examples(run: Run) -> dict[str, list[Row]]:
     """Some passages of each verdict, with all that a person needs to judge it."""
-    drawn = draw(run.need("denoise"), DENOISED, run.recipe.seed)
+    drawn = draw(run.need(run.judged), DENOISED, run.recipe.seed)
     if augmented := run.same_cross("augment"):
         drawn |= draw(augmented, (Verdict.PSEUDO_POSITIVE.value,), run.recipe.seed)
     texts = Texts(run, [row for rows in drawn.values() for row in rows])

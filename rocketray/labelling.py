@@ -12,13 +12,13 @@ from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.pair_store import keep_pairs, known_pairs
 from rocketray.preparation import Ready
-from rocketray.recipe import LEXICAL_DEPTH, Recipe
+from rocketray.recipe import LEXICAL_DEPTH, Recipe, in_round
 from rocketray.recipe import Denoise as Rules
 from rocketray.retrieval import lexical, lexical_spec
 from rocketray.stages.answers import AnswerPositives
 from rocketray.stages.augment import Augment
 from rocketray.stages.denoise import Denoise, TrustAll
-from rocketray.stages.pool import Pool
+from rocketray.stages.pool import LaterPool, Pool
 from rocketray.stages.score import Score
 from rocketray.workflow import Spec, Workflow
 
@@ -69,10 +69,31 @@ def _scoring(recipe: Recipe, rules: Rules) -> dict[str, Any]:
     return {"precision": told.precision, "recheck": recheck}
 
 
-def pool(flow: Workflow, ready: Ready, run: Version, told: Rules) -> Version:
-    """The lists that hard negatives are taken from: dual_0's run (the paper), BM25's, or both."""
+def pool(
+    flow: Workflow, ready: Ready, run: Version, told: Rules, number: int = 1,
+    before: Version | None = None,
+) -> Version:  # fmt: skip
+    """The lists that a round takes hard negatives from: a dual encoder's run, BM25's, or both.
+
+    Args:
+        run: over the training questions: dual_0's (the paper), in a later round that of the dual_1
+            before.
+        number: of the round, from 1.
+        before: the pool of the round before; the first has none.
+    """
     if told.pool == "dual_0":
         return run
+    depth = told.depth * (2 if told.fill == "unscored_tail" else 1)
+    if number > 1 and before:
+        return flow.bulk(
+            Spec(
+                name=f"{in_round('both', number)}_train",
+                stage=LaterPool,
+                inputs={"dense": run, "before": before},
+                settings={"depth": depth, "finder": in_round("dual_1", number - 1)},
+                over="dense",
+            )
+        )[0]
     found = lexical(flow, ready, "train", LEXICAL_DEPTH)
     if told.pool == "bm25":
         return found
@@ -81,7 +102,7 @@ def pool(flow: Workflow, ready: Ready, run: Version, told: Rules) -> Version:
             name="both_train",
             stage=Pool,
             inputs={"dense": run, "lexical": found},
-            settings={"depth": told.depth * (2 if told.fill == "unscored_tail" else 1)},
+            settings={"depth": depth},
             over="dense",
         )
     )
@@ -102,8 +123,7 @@ def denoise(
             over="run",
         )
     else:
-        scored_name = f"{told.pool}_train_scored"
-        scored = score(flow, ready, scored_name, run, cross, told.depth, rules=told)
+        scored = score(flow, ready, f"{run.name}_scored", run, cross, told.depth, rules=told)
         spec = denoise_spec(name, scored, positives, calibrated(flow, ready, cross, told))
     (verdicts,) = flow.bulk(spec)
     return verdicts
@@ -121,11 +141,11 @@ def denoise_spec(name: str, scored: Version, positives: Version, told: Rules) ->
 
 
 def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -> Version | None:
-    """Step 4's verdicts on the passages dual_1 found for unlabelled queries."""
+    """Step 4's verdicts on the passages that the last dual_1 found for unlabelled queries."""
     if run is None:
         flow.display.say("  augment                    no unlabelled questions: nothing to add")
         return None
-    scored = score(flow, ready, "dual_1_unlabelled_scored", run, cross, flow.recipe.augment.depth)
+    scored = score(flow, ready, f"{run.name}_scored", run, cross, flow.recipe.augment.depth)
     told = calibrated(flow, ready, cross, flow.recipe.denoise)
     (verdicts,) = flow.bulk(augment_spec("augment", scored, told))
     return verdicts

@@ -92,7 +92,7 @@ def hard_examples(
     Args:
         told: None takes the recipe's step of this name.
     """
-    told = told or getattr(flow.recipe.steps, name)
+    told = told or flow.recipe.steps.of(name)
     inputs = {"labelled": verdicts, "positives": positives, "passages": ready.tables.passages}
     items = [("labelled", block.number) for block in verdicts.blocks]
     if pseudo:
@@ -140,7 +140,7 @@ def train_dual(
     Args:
         told: None takes the recipe's step of this name.
     """
-    told = told or getattr(flow.recipe.steps, name)
+    told = told or flow.recipe.steps.of(name)
     dev = dual_dev(flow, ready.tables)
     extra = dual_settings(told)
     inputs = {
@@ -150,7 +150,8 @@ def train_dual(
         "passage_tokens": ready.dual_tokens.passages,
         "qrels": ready.tables.qrels["train"],
     }
-    scored = [flow.made[stage] for stage in ("denoise", "augment") if stage in flow.made]
+    judged = (*flow.recipe.denoise.in_rounds("denoise"), "augment")
+    scored = [flow.made[stage] for stage in judged if stage in flow.made]
     if told.mask_ce_above is None:
         scored = []
     return train(flow, name, "dual", told, inputs, dev, extra, scored)

@@ -38,7 +38,7 @@ def run(
     """
     recipe = recipes.load(name, overrides)
     if until is not None:
-        _check_stage(until)
+        _check_stage(until, recipe.denoise.rounds)
     display = display or Display()
     with claimed(out, take_over) as folder:
         dataset = tables.locate(recipe, folder.path, data, unlabelled)
@@ -92,13 +92,12 @@ def claimed(out: Path, take_over: bool) -> Iterator[RunFolder]:
         folder.release()
 
 
-def _check_stage(name: str) -> None:
-    if name not in pipeline.STAGES:
-        close = difflib.get_close_matches(name, pipeline.STAGES, n=1)
+def _check_stage(name: str, rounds: int) -> None:
+    known = pipeline.stages(rounds)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UserError(
-            f"--until {name!r}: no such stage.{hint} In order: {', '.join(pipeline.STAGES)}."
-        )
+        raise UserError(f"--until {name!r}: no such stage.{hint} In order: {', '.join(known)}.")
 
 
 QUESTIONS = (

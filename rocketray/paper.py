@@ -66,6 +66,7 @@ RULES: dict[str, Any] = {
     "denoise.positive_above": 0.9,
     "denoise.off": False,
     "denoise.pool": "dual_0",
+    "denoise.rounds": 1,
     "denoise.filter.percpos": None,
     "denoise.filter.marginpos": None,
     "denoise.promote": False,

@@ -151,14 +151,18 @@ class Task:
         yield from self.searches("initial", ["test"])
         yield from self.searches("dual_0", ["train", "dev", "test"])
         yield self.cross_step()
-        if not told.denoise.off:
-            yield self.score("dual_0_train_scored", counts.train, told.denoise.depth)
-        yield self.dual_step("dual_1", counts.labels * told.steps.dual_1.copies)
-        yield self.encode("dual_1")
-        yield from self.searches("dual_1", ["unlabelled", "test"])
+        finder, rounds = "dual_0", told.denoise.in_rounds("dual_1")
+        for name in rounds:
+            asked = "unlabelled" if name == rounds[-1] else "train"
+            if not told.denoise.off:
+                yield self.score(f"{finder}_train_scored", counts.train, told.denoise.depth)
+            yield self.dual_step(name, counts.labels * told.steps.dual_1.copies)
+            yield self.encode(name)
+            yield from self.searches(name, [asked, "test"])
+            finder = name
         if counts.unlabelled:
             depth = told.augment.depth
-            yield self.score("dual_1_unlabelled_scored", counts.unlabelled, depth)
+            yield self.score(f"{finder}_unlabelled_scored", counts.unlabelled, depth)
         learned = counts.labels + round(counts.pseudo * counts.unlabelled)
         yield self.dual_step("dual_2", learned * told.steps.dual_2.copies)
         yield self.encode("dual_2")
@@ -247,7 +251,7 @@ class Task:
                     reads=self.token_bytes, writes=pairs * (PAIR_BYTES + RUN_BYTES))  # fmt: skip
 
     def dual_step(self, name: str, rows: int) -> Work:
-        told: FirstStep | HardStep = getattr(self.recipe.steps, name)
+        told: FirstStep | HardStep = self.recipe.steps.of(name)
         beside = int(told.negatives != "none") if isinstance(told, FirstStep) else told.negatives
         steps, batch = steps_of(rows, told.global_batch, told.epochs), told.global_batch
         forwards = BACKWARD + told.grad_cache + told.recompute

@@ -28,6 +28,18 @@ Weight = Annotated[float, Field(ge=0)]
 LEXICAL_DEPTH = 100
 """Passages that BM25 lists per training question."""
 
+_ROUND = "_round_"
+
+
+def in_round(stage: str, number: int) -> str:
+    """What a stage of step 3 is called in a round, from 1: `dual_1`, `dual_1_round_2`, ..."""
+    return stage if number == 1 else f"{stage}{_ROUND}{number}"
+
+
+def first_round(stage: str) -> str:
+    """What it is called in the first."""
+    return stage.partition(_ROUND)[0]
+
 
 class Model(BaseModel):
     model_config = ConfigDict(
@@ -238,6 +250,10 @@ class Steps(Model):
     dual_1: HardStep = HardStep()
     dual_2: HardStep = HardStep()
 
+    def of(self, model: str) -> Any:
+        """What a model is told, by its name: dual_1 the same in every round."""
+        return getattr(self, first_round(model))
+
 
 class Retrieve(Model):
     """How the nearest passages are found, wherever a run retrieves."""
@@ -283,6 +299,10 @@ class Denoise(Model):
     """Passages of each labelled question that the cross-encoder scores."""
     pool: Literal["dual_0", "bm25", "both"] = "dual_0"
     """Who finds those passages: dual_0 (the paper), BM25, or both in turn."""
+    rounds: Positive = 1
+    """How often hard negatives are found, denoised and learned from, by a new dual_1 each time (the
+    paper: once). A further round takes what the dual_1 before it finds in place of what dual_0
+    does, or with `pool: both` in turn with the earlier pool. Step 4 goes on from the last."""
     negative_below: Share = 0.1
     """ce_score under which a passage may be a negative."""
     positive_above: Share = 0.9
@@ -329,6 +349,11 @@ class Denoise(Model):
             )
         if self.pool == "both" and self.filter.on and self.filter.by == "score":
             raise ValueError("scores of dual_0 and BM25 do not compare: filter.by must be ce_score")
+        if self.pool == "bm25" and self.rounds > 1:
+            raise ValueError(
+                f"rounds is {self.rounds}, and BM25 finds the same passages in each: pool must be"
+                " dual_0 or both"
+            )
         deepest = self.depth * (2 if self.fill == "unscored_tail" else 1)
         if self.pool != "dual_0" and deepest > LEXICAL_DEPTH:
             raise ValueError(
@@ -336,6 +361,16 @@ class Denoise(Model):
                 f" {LEXICAL_DEPTH}"
             )
         return self
+
+    def in_rounds(self, stage: str) -> tuple[str, ...]:
+        """A stage of step 3 by its name in every round, the last one's last."""
+        return tuple(in_round(stage, number) for number in range(1, self.rounds + 1))
+
+    @property
+    def finders(self) -> dict[str, str]:
+        """Stage of verdicts -> the model whose lists it judges, round by round."""
+        models = ("dual_0", *self.in_rounds("dual_1"))
+        return dict(zip(self.in_rounds("denoise"), models, strict=False))
 
 
 class Augment(Model):
@@ -578,6 +613,12 @@ def load(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _set(tree, override)
     return parse(tree, where)
+
+
+def of_run(folder: Path) -> Recipe:
+    """What a run's folder says it was told; the defaults where it says nothing."""
+    path = folder / "recipe.yaml"
+    return load(str(path)) if path.is_file() else Recipe()
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Recipe:

@@ -14,7 +14,6 @@ from rocketray import artifacts, measures, report, schema, storage
 from rocketray.artifacts import Version
 from rocketray.evaluation import ANSWER_DEPTHS, MEASURES
 from rocketray.progress import clock
-from rocketray.report import MODELS
 from rocketray.schema import Verdict
 from rocketray.workflow import Workflow
 
@@ -44,7 +43,9 @@ def conclude(flow: Workflow) -> None:
 def test_runs(flow: Workflow) -> dict[str, pa.Table]:
     """The runs over the held-out questions, by their name in the table."""
     runs = {
-        name: flow.made[f"{name}_test"].read() for name in MODELS if f"{name}_test" in flow.made
+        name: flow.made[f"{name}_test"].read()
+        for name in report.models(flow.recipe.denoise)
+        if f"{name}_test" in flow.made
     }
     if "dual_2_test_scored" in flow.made:
         runs["reranked"] = reranked(runs["dual_2"], flow.made["dual_2_test_scored"].read())
@@ -98,7 +99,7 @@ def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str,
         columns = dict(zip(names, (list(c) for c in zip(*rows, strict=True)), strict=True))
         return [{artifacts.TABLE: pa.table(columns)}]
 
-    metrics: dict[str, dict[str, float]] = {name: {} for name in MODELS if name in runs}
+    metrics: dict[str, dict[str, float]] = {name: {} for name in runs}
     for row in flow.small("metrics", identity, make).read().to_pylist():
         metrics[row["model"]][row["measure"]] = round(row["value"], 6)
     return metrics
@@ -183,7 +184,7 @@ def summarise(flow: Workflow) -> dict[str, Any]:
         "counts": [[label, value] for label, value in counts(flow)],
         "models": {
             name: dict(made[name].facts)
-            for name in ("dual_0", "cross", "dual_1", "dual_2")
+            for name in report.trained_models(flow.recipe.denoise)
             if name in made
         },
         "timings": flow.timings(),
@@ -193,14 +194,15 @@ def summarise(flow: Workflow) -> dict[str, Any]:
 def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
     """Label and value of everything worth a line; what did not happen has none."""
     yield from ingested(flow.made["passages"])
-    made = flow.made
+    made, rounds = flow.made, flow.recipe.denoise
     if "dual_0" in made:
         yield "negatives per question", f"{made['dual_0'].facts['negatives_per_query']:,} in dual_0"
     if "both_train" in made:
         yield "candidates", _found_by(made["both_train"].facts)
-    if "denoise" in made:
-        yield from _removed(made["denoise"].facts)
-    for step in ("dual_1", "dual_2"):
+    for number, stage in enumerate(rounds.in_rounds("denoise"), start=1):
+        if stage in made:
+            yield from _removed(made[stage].facts, "" if number == 1 else f", round {number}")
+    for step in (*rounds.in_rounds("dual_1"), "dual_2"):
         if f"{step}_examples" in made:
             facts = made[f"{step}_examples"].facts
             yield (
@@ -254,13 +256,13 @@ def _found_by(facts: Mapping[str, int]) -> str:
     return f"{dual_0:,} found by dual_0 alone, {bm25:,} by BM25 alone, {both:,} by both"
 
 
-def _removed(facts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def _removed(facts: Mapping[str, int], where: str) -> Iterator[tuple[str, str]]:
     # `denoise.promote` makes positives of likely false negatives: removed they are as well.
     false = facts[Verdict.LIKELY_FALSE_NEGATIVE] + facts.get(Verdict.PSEUDO_POSITIVE, 0)
     unsure = facts[Verdict.UNCERTAIN]
     total = false + unsure + facts[Verdict.HARD_NEGATIVE]
     yield (
-        "negatives removed",
+        f"negatives removed{where}",
         f"{false + unsure:,} of {total:,} ({share(false + unsure, total)}):"
         f" {false:,} likely false negatives, {unsure:,} uncertain",
     )
@@ -299,6 +301,7 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
     names = list(next(iter(metrics.values())))
     best = {name: max(row[name] for row in metrics.values()) for name in names}
     split = schema.held_out(flow.made)
+    words = report.models(flow.recipe.denoise)
     table = Table(
         title=f"{flow.made['test_queries'].rows:,} {split} questions", title_justify="left"
     )
@@ -309,7 +312,7 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
         cells = [
             ("[bold]{}[/]" if row[n] == best[n] else "{}").format(f"{row[n]:.4f}") for n in names
         ]
-        table.add_row(MODELS[model], *cells)
+        table.add_row(words[model], *cells)
     flow.display.show(table)
     for note in report.dev_notes(split, flow.recipe):
         flow.display.say(f"  {note}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.model.cross_encoder import CrossEncoder
@@ -22,8 +23,6 @@ from rocketray.model.inference import device, encode_queries, score_pairs
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.model.top_k import top_k
 
-MODELS = ("dual_2", "dual_1", "dual_0")
-"""Best first."""
 RERANKED = 50
 """How many of the best the cross-encoder puts in order."""
 SNIPPET = 200
@@ -95,7 +94,8 @@ class Searcher:
     def _best(self) -> tuple[Version, Version]:
         """The best dual encoder whose embeddings are there, and those."""
         current = self.folder.current()
-        for name in MODELS:
+        rounds = recipes.of_run(self.folder.path).denoise.in_rounds("dual_1")
+        for name in ("dual_2", *reversed(rounds), "dual_0"):  # Best first.
             if name in current and f"{name}_embeddings" in current:
                 dual, embeddings = map(self.folder.version, (name, f"{name}_embeddings"))
                 if _inputs(embeddings)["model"] == dual.digest:

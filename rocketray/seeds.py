@@ -107,6 +107,9 @@ def path_of(folder: Path, seed: int) -> Path:
 
 def shared(recipe: Recipe) -> dict[str, Any]:
     """The recipe as seeds must share it: neither the seed nor the machines that worked."""
-    tree = recipe.model_dump(mode="json", exclude={"seed", "cluster"})
+    # An ablation is of one round, and files that are older than the field do not say so.
+    tree = recipe.model_dump(
+        mode="json", exclude={"seed": True, "cluster": True, "denoise": {"rounds"}}
+    )
     tree["data"]["seed"] = recipe.data_seed
     return tree

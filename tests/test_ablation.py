@@ -288,6 +288,29 @@ def test_dev_questions_that_chose_and_measure_are_told(
     assert "they have also chosen (steps.cross.evaluations)" in told["notes"][0]
 
 
+def test_a_second_round_is_a_row(
+    ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes dual_1's time, too, and that of encoding and searching by dual_1."""
+    place = ablated[0].copied(tmp_path).watched(monkeypatch)
+    shown = place.run(seeds=1, asked=Asked(in_batch=4, also=("rounds",)))
+    assert set(place.trained) == {("seed-3", "also_rounds")}
+    assert {("seed-3", "dual_1_train"), ("seed-3", "dual_1_train_scored")} < set(place.bulk)
+    (row,) = shown["also"]
+    assert (row["row"], row["against"]["row"]) == ("also_rounds", "dual_1")
+    assert row["steps"] == shown["rows"][TABLE.index("dual_1")]["steps"]
+    folder = RunFolder.open(place.out / "seed-3")
+    assert folder.version("dual_1_train_scored").facts["known"] > 0
+    read = folder.version("also_rounds_verdicts").manifest["identity"]["inputs"]["scored"]
+    assert read == folder.version("dual_1_train_scored").digest
+    stages = ("denoise", "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_train",
+              "dual_1_train_scored", "also_rounds_verdicts", "also_rounds_examples",
+              "also_rounds")  # fmt: skip
+    spent = [json.loads((folder.version(s).path / "timing.json").read_text()) for s in stages]
+    times = json.loads((place.out / "times.json").read_text())
+    assert times["also_rounds"]["3"] == pytest.approx(sum(one["seconds"] for one in spent))
+
+
 # ---------------------------------------------------------------------------------------- details
 
 
@@ -325,6 +348,8 @@ def test_groups_of_the_figure_leave_a_negative() -> None:
         (Asked(), ["denoise.off=true"], "denoise.off leaves nothing to compare"),
         (Asked(weights=("./nowhere",)), [], "nowhere"),
         (Asked(also=("both",)), ["denoise.depth=101"], "depth and fill ask for 101 passages"),
+        (Asked(also=("rounds",)), ["denoise.pool=bm25"], "BM25 finds the same passages in each"),
+        (Asked(), ["denoise.rounds=2"], "denoise.rounds 2: .* Set it to 1; `--also rounds`"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(

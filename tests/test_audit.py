@@ -262,6 +262,20 @@ def test_scores_of_an_earlier_cross_encoder_are_left_out(folder: RunFolder) -> N
     assert found["calibration"]["source"].startswith("dev questions")
 
 
+def test_the_last_round_is_audited(folder: RunFolder) -> None:
+    told = folder.path / "recipe.yaml"
+    told.write_text(RECIPE.replace("0.8}", "0.8, rounds: 2}"))
+    assert audit.audit(folder)["of"].keys() == {"denoise", "augment"}  # It has not come to it.
+    add(folder, "denoise_round_2", verdicts((0, [0, 3], [0.9, 0.1], [POSITIVE, HARD])),
+        **THRESHOLDS)  # fmt: skip
+    found = audit.audit(folder)
+    assert found["of"].keys() == {"denoise_round_2", "augment"}
+    assert found["by_rank"][-1]["passages"] == 2
+    assert next(audited.sentences(found)).endswith("those of the last round (denoise_round_2).")
+    told.write_text(RECIPE)
+    assert audit.audit(folder)["by_rank"][-1]["passages"] == 6
+
+
 def test_without_ce_scores_there_are_shares_and_examples(folder: RunFolder) -> None:
     """denoise.off: no thresholds, no sweep."""
     nan = float("nan")

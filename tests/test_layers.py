@@ -39,7 +39,7 @@ ALLOWED = {
     "pair_store": {*DATA, "stages"},
     "labelling": {*FLOW, "calibration", "pair_store", "preparation", "retrieval"},
     "learning": {*FLOW, "engine", "progress", "preparation", "retrieval"},
-    "pipeline": {"workflow", "preparation", "retrieval", "labelling", "learning"},
+    "pipeline": {"recipe", "workflow", "preparation", "retrieval", "labelling", "learning"},
 }
 """Room -> rooms it may import beside itself. Rooms not named sit on top: loop, cli, and the like.
 Nobody below them may import them, for they stand in no list."""

@@ -42,6 +42,11 @@ def test_what_the_recipe_says_stays_and_is_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_more_rounds_are_a_departure() -> None:
+    found = departures(load("msmarco", ["denoise.rounds=2"]))
+    assert [str(departure) for departure in found] == ["denoise.rounds 2 (1)"]
+
+
 def test_without_it_the_defaults_are_ours() -> None:
     fields = {departure.field for departure in departures(Recipe())}
     assert fields == {
@@ -121,6 +126,7 @@ def test_a_mistake_under_paper_is_still_named(tmp_path: Path) -> None:
         (["denoise.off=true", "denoise.filter={percpos: 0.9, by: ce_score}"], "`off` asks no"),
         (["denoise.pool=both", "denoise.filter.percpos=0.9"], "do not compare"),
         (["denoise.pool=both", "steps.dual_1.sample=simans"], "do not compare"),
+        (["denoise.pool=bm25", "denoise.rounds=2"], "rounds is 2, and BM25 finds the same"),
         (
             ["denoise.pool=bm25", "denoise.depth=101"],
             "ask for 101 passages a question, and BM25 lists 100",

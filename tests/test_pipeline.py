@@ -24,7 +24,9 @@ from rocketray import (
     loop,
     pipeline,
     preparation,
+    report,
     results,
+    search,
 )
 from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.errors import UserError
@@ -34,7 +36,9 @@ from rocketray.model import weights
 from rocketray.progress import Display, Meter
 from rocketray.recipe import load
 from rocketray.schema import EXAMPLES, positives_of
+from rocketray.stages.pool import in_turn
 from rocketray.tables import STAGES, as_version
+from rocketray.verbs.named import slug
 from rocketray.workflow import Workflow
 from tests.versions import run, scored
 
@@ -168,7 +172,7 @@ def test_what_people_open_is_there(finished: Place) -> None:
 
 def test_metrics_are_shares(finished: Place) -> None:
     metrics = json.loads((finished.out / "metrics.json").read_text())
-    assert set(metrics) == set(results.MODELS)
+    assert set(metrics) == set(report.MODELS)
     assert all(0 <= value <= 1 for row in metrics.values() for value in row.values())
     assert metrics["bm25"]["recall@10"] > 0.5
 
@@ -342,6 +346,134 @@ def test_a_damaged_block_stops_the_run_and_its_cure_works(place: Place) -> None:
         place.run("steps.dual_1.copies=2")
     shutil.rmtree(version.path)
     assert remade(place.run()) == {"denoise"}
+
+
+# ----------------------------------------------------------------------------------- more rounds
+
+
+@pytest.fixture(scope="module")
+def twice(finished: Place, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Workflow]:
+    """The finished run gone on with a second round. Tests that write work on a copy."""
+    place = finished.copied(tmp_path_factory.mktemp("twice"))
+    return place, place.run("denoise.rounds=2")
+
+
+SECOND_ROUND = {
+    "dual_1_train", "dual_1_train_scored", "denoise_round_2", "dual_1_round_2_examples",
+    "dual_1_round_2", "dual_1_round_2_embeddings", "dual_1_round_2_unlabelled",
+    "dual_1_round_2_test", "dual_1_round_2_unlabelled_scored",
+}  # fmt: skip
+
+
+def pairs_of(version: Version) -> dict[tuple[int, int], float]:
+    """ce_score by question and passage."""
+    return {
+        (row["query"], passage): ce_score
+        for row in version.read().to_pylist()
+        for passage, ce_score in zip(row["passages"], row["ce_scores"], strict=True)
+    }
+
+
+def test_a_second_round_adds_stages_and_keeps_those_of_the_first(
+    finished: Place, twice: tuple[Place, Workflow]
+) -> None:
+    flow = twice[1]
+    later = {"augment", "dual_2_examples", "dual_2", "dual_2_embeddings", "dual_2_test",
+             "dual_2_test_scored", "metrics"}  # fmt: skip
+    assert remade(flow) == SECOND_ROUND | later
+    before = RunFolder.open(finished.out).current()
+    for name in before.keys() & flow.made.keys() - later:
+        assert flow.made[name].path.name == before[name]
+    assert set(flow.made) - {"metrics"} <= set(pipeline.stages(2))
+    assert set(pipeline.stages(2)) > SECOND_ROUND
+
+
+def test_one_round_after_two_is_as_before(finished: Place, twice: tuple[Place, Workflow]) -> None:
+    """The number of rounds is in no fingerprint."""
+    before = RunFolder.open(finished.out).current()
+    place, _ = twice
+    copy = place.copied(place.folder.with_name("once_more"))
+    flow = copy.run(frozen=True)
+    assert remade(flow) == set()
+    assert {name: version.path.name for name, version in flow.made.items()} == before
+
+
+def test_a_second_round_scores_no_pair_of_the_first_again(twice: tuple[Place, Workflow]) -> None:
+    made = twice[1].made
+    first, second = pairs_of(made["dual_0_train_scored"]), pairs_of(made["dual_1_train_scored"])
+    shared = first.keys() & second.keys()
+    assert {pair: first[pair] for pair in shared} == {pair: second[pair] for pair in shared}
+    facts = made["dual_1_train_scored"].facts
+    assert facts["pairs"] == 16 * 5
+    assert 0 < len(shared) == facts["known"] < facts["pairs"]
+
+
+def test_a_second_round_learns_from_what_dual_1_finds(twice: tuple[Place, Workflow]) -> None:
+    made = twice[1].made
+    lists = {row["query"]: row["passages"] for row in made["dual_1_train"].read().to_pylist()}
+    for row in made["denoise_round_2"].read().to_pylist():
+        assert row["passages"] == lists[row["query"]][:5]
+    names = ("dual_1", "dual_1_round_2", "dual_1_round_2_examples", "dual_2_examples",
+             "dual_1_round_2_unlabelled")  # fmt: skip
+    inputs = {name: made[name].manifest["identity"]["inputs"] for name in names}
+    assert inputs["dual_1_round_2"]["weights"] == inputs["dual_1"]["weights"]
+    for name in ("dual_1_round_2_examples", "dual_2_examples"):
+        assert inputs[name]["labelled"] == made["denoise_round_2"].digest
+    assert inputs["dual_1_round_2_unlabelled"]["model"] == made["dual_1_round_2"].digest
+
+
+def test_people_see_the_second_round(twice: tuple[Place, Workflow]) -> None:
+    place, _ = twice
+    metrics = artifacts.read_json(place.out / "metrics.json")
+    words = report.models(load("small", ["denoise.rounds=2"]).denoise)
+    assert list(words) == ["initial", "bm25", "dual_0", "dual_1", "dual_1_round_2", "dual_2",
+                           "reranked"]  # fmt: skip
+    assert metrics.keys() == words.keys()
+    counted = dict(artifacts.read_json(place.out / "summary.json")["counts"])
+    for label in ("negatives removed", "negatives removed, round 2", "dual_1_round_2: examples"):
+        assert label in counted
+    page = (place.out / "report.html").read_text()
+    assert "dual_1_round_2: denoised again, found by dual_1" in page
+    assert "retrieved for labelled questions in the last round (denoise_round_2):" in page
+    assert (place.out / "logs" / "dual_1_round_2.jsonl").is_file()
+    found = audit.audit(RunFolder.open(place.out))
+    assert found["of"].keys() == {"denoise_round_2", "augment"}
+
+
+def test_the_best_retriever_is_the_last(twice: tuple[Place, Workflow], tmp_path: Path) -> None:
+    place = twice[0].copied(tmp_path)
+    current = artifacts.read_json(place.out / "current.json")
+    for name in ("dual_2", "dual_1_round_2", "dual_1"):
+        assert search.Searcher(place.out)._best()[0].name == name
+        del current[name]
+        artifacts.write_json(place.out / "current.json", current)
+
+
+def test_a_later_pool_says_who_found_what(place: Place) -> None:
+    """BM25, dual_0 and dual_1; and every verdict counts where columns are masked by ce_score."""
+    settings = ("denoise.pool=both", "denoise.rounds=2", "steps.dual_1.mask_ce_above=0.9")
+    made = place.run(*settings, until="dual_1_round_2").made
+    names = ("both_round_2_train", "both_train", "dual_1_train")
+    pool, before, dense = (made[name].read().to_pylist() for name in names)
+    for row, earlier, new in zip(pool, before, dense, strict=True):
+        assert row["passages"] == in_turn(new["passages"], earlier["passages"], 5)
+        brought = dict(zip(earlier["passages"], earlier["found_by"], strict=True))
+        for passage, found_by in zip(row["passages"], row["found_by"], strict=True):
+            finders = found_by.split("+")
+            assert ("dual_1" in finders) == (passage in new["passages"])
+            for name in ("dual_0", "bm25"):
+                assert (name in finders) == (brought.get(passage) in (name, "both"))
+    assert sum(made["both_round_2_train"].facts.values()) == 16 * 5
+    scored = made["both_round_2_train_scored"]
+    assert scored.facts["known"] >= 16 * 2  # Of five in turn, two are the earlier pool's.
+    verdicts = made["denoise"].digest, made["denoise_round_2"].digest
+    inputs = made["dual_1_round_2"].manifest["identity"]["inputs"]
+    assert (inputs["scored_0"], inputs["scored_1"]) == verdicts
+
+
+def test_a_verb_keeps_away_from_the_names_of_rounds() -> None:
+    assert slug("elsewhere/models/dual_1_round_2") == "dual_1_round_2_given"
+    assert slug("elsewhere/merry_go_round_2") == "merry_go_round_2"
 
 
 # ------------------------------------------------------------------------------------- odd data
@@ -613,6 +745,7 @@ def test_mended_data_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             "data.hide_positives = 2.0: input should be less than or equal",
         ),
         (["--until", "dual0"], "--until 'dual0': no such stage. Did you mean 'dual_0'?"),
+        (["--until", "denoise_round_2"], "--until 'denoise_round_2': no such stage."),
         (["--data", "nowhere"], "nowhere: no such folder."),
         (["--unlabelled", "nowhere.txt"], "nowhere.txt: no such file of unlabelled questions."),
     ],

@@ -84,6 +84,23 @@ def test_stages_are_a_runs_own() -> None:
     assert names.index("dual_0") < names.index("cross") < names.index("dual_1")
 
 
+def test_a_second_round_is_planned() -> None:
+    """What dual_1 lists is scored as well; the pairs that both rounds have are counted twice."""
+    from rocketray.pipeline import stages
+
+    works = by_stage(task(MARCO, "denoise.rounds=2"))
+    assert set(works) <= set(stages(2))
+    for stage in ("_embeddings", ""):
+        one, two = works[f"dual_1{stage}"], works[f"dual_1_round_2{stage}"]
+        assert one == replace(two, stage=one.stage)
+    assert works["dual_1_train_scored"].rows == works["dual_0_train_scored"].rows
+    assert works["dual_1_train"].efforts == works["dual_0_train"].efforts
+    assert "dual_1_unlabelled" not in works
+    assert works["dual_1_round_2_unlabelled_scored"].rows == 50 * 1_700_000
+    order = ["dual_1", "dual_1_train", "dual_1_train_scored", "dual_1_round_2", "dual_2"]
+    assert [stage for stage in works if stage in order] == order
+
+
 def test_scoring_of_the_training_lists() -> None:
     work = by_stage(task())["dual_0_train_scored"]
     assert work.rows == 50 * 502_939

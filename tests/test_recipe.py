@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rocketray.errors import UserError
-from rocketray.recipe import Recipe, TrainCluster, dump, load, names
+from rocketray.recipe import Recipe, TrainCluster, dump, first_round, load, names
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -165,6 +165,17 @@ def test_wrong_files(tmp_path: Path, content: bytes, message: str) -> None:
 def test_unknown_recipes(tmp_path: Path) -> None:
     assert "Unknown recipe 'smal'. Did you mean 'small'? There are: " in refused("smal")
     assert "There is no recipe file" in refused(str(tmp_path / "none.yaml"))
+
+
+def test_rounds_have_names() -> None:
+    told = load("small", ["denoise.rounds=3"])
+    names = ("dual_1", "dual_1_round_2", "dual_1_round_3")
+    assert told.denoise.in_rounds("dual_1") == names
+    assert told.denoise.finders == {
+        "denoise": "dual_0", "denoise_round_2": "dual_1", "denoise_round_3": "dual_1_round_2",
+    }  # fmt: skip
+    assert {first_round(name) for name in names} == {"dual_1"}
+    assert all(told.steps.of(name) is told.steps.dual_1 for name in names)
 
 
 def test_off_is_a_field_although_yaml_reads_false(tmp_path: Path) -> None:

@@ -95,3 +95,4 @@ def test_seeds_share_a_recipe_but_for_the_seed_and_the_machines() -> None:
     # Other draws from the data are another ablation.
     assert shared(recipe) != shared(changed(recipe, ["seed=14"]))
     assert shared(recipe) != shared(changed(recipe, ["denoise.depth=7"]))
+    assert "rounds" not in shared(recipe)["denoise"]  # Files older than the field do not say it.

@@ -15,8 +15,9 @@ stopped half-way has a report as well. The same folder gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from markupsafe import Markup
 from rocketray import artifacts, schema
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
-from rocketray.recipe import Recipe
+from rocketray.recipe import Denoise, Recipe
 from rocketray.report import audited, compared, curves, denoised, plots
 from rocketray.report.denoised import Denoised, Story
 from rocketray.schema import Verdict
@@ -39,7 +40,7 @@ MODELS = {
     "dual_2": "dual_2: + data augmentation",
     "reranked": "dual_2 reranked by cross",
 }
-"""Rows of the table of results in order: name in metrics.json, words for people."""
+"""Rows of the table of results in order: name in metrics.json, words for people; of one round."""
 
 SIZES = {
     "passages": "passages",
@@ -52,7 +53,6 @@ SIZES = {
 }
 """Sizes in order: name in summary.json, words for people."""
 
-TRAINED = ("dual_0", "cross", "dual_1", "dual_2")
 BRIEFEST = 0.05
 """Seconds under which a stage is not worth a row."""
 
@@ -89,6 +89,21 @@ class Timing:
         return self.rows / self.seconds
 
 
+def models(told: Denoise) -> dict[str, str]:
+    """`MODELS`, with those of later rounds behind dual_1."""
+    found = {}
+    for name, words in MODELS.items():
+        found[name] = words
+        for before, later in pairwise(told.in_rounds(name) if name == "dual_1" else ()):
+            found[later] = f"{later}: denoised again, found by {before}"
+    return found
+
+
+def trained_models(told: Denoise) -> tuple[str, ...]:
+    """What a run trains, in order."""
+    return ("dual_0", "cross", *told.in_rounds("dual_1"), "dual_2")
+
+
 def write(folder: RunFolder) -> Path:
     """Write report.html into a run's folder.
 
@@ -105,7 +120,9 @@ def page(folder: RunFolder) -> dict[str, Any]:
     metrics, summary = _json(folder, "metrics.json"), _json(folder, "summary.json")
     recipe = folder.path / "recipe.yaml"
     told = recipes.load(str(recipe)) if recipe.is_file() else None
-    version = _version(folder, "denoise")
+    rules = recipes.of_run(folder.path).denoise
+    judged = next((name for name in reversed(rules.finders) if name in folder.current()), "denoise")
+    version = _version(folder, judged)
     thresholds = _thresholds(told, version)
     measured = denoised.read(version) if version else None
     split = schema.held_out(folder.current())
@@ -118,12 +135,14 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "sizes": _sizes(summary.get("rows", {}), split),
         "counts": summary.get("counts", []),
         "measures": measures(metrics),
-        "results": results(metrics),
-        "labels": MODELS,
+        "results": results(metrics, models(rules)),
+        "labels": models(rules),
         "recall": plots.recall({m: f.recall_K for m, f in found.items()}) if found else None,
         "compared": questions,
         "depth": compared.DEPTH,
-        "trained": trained(folder, summary.get("models", {})),
+        "trained": trained(folder, trained_models(rules), summary.get("models", {})),
+        "judged": judged,
+        "finder": rules.finders[judged],
         "thresholds": thresholds,
         "denoised": measured,
         "ce_scores": plots.ce_scores(measured, thresholds)
@@ -131,7 +150,7 @@ def page(folder: RunFolder) -> dict[str, Any]:
         else None,
         "by_rank": plots.removed_by_rank(measured) if measured and measured.removals else None,
         "stories": _stories(folder, measured),
-        "audit": audit(folder),
+        "audit": audit(folder, judged),
         "timings": timings(summary.get("timings", [])),
         "seconds": sum(row["seconds"] for row in summary.get("timings", [])),
         "briefest": BRIEFEST,
@@ -151,10 +170,10 @@ class Audit:
     examples: dict[str, list[dict[str, Any]]]
 
 
-def audit(folder: RunFolder) -> Audit | None:
-    """None where the run has not been audited since its last verdicts."""
+def audit(folder: RunFolder, judged: str) -> Audit | None:
+    """None where the run has not been audited since its last verdicts, those of stage `judged`."""
     found = audited.read(folder)
-    if found is None:
+    if found is None or judged not in found["of"]:
         return None
     drawn = []
     if found["pairs"]["read"]:
@@ -219,11 +238,13 @@ def _by_cut(measure: str) -> tuple[str, int]:
     return name, int(depth) if depth.isdigit() else 0
 
 
-def results(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, list[Cell]]:
+def results(
+    metrics: Mapping[str, Mapping[str, float]], names: Collection[str] = tuple(MODELS)
+) -> dict[str, list[Cell]]:
     """Rows by model, in the order of the method; the best value of each column is marked."""
     columns = measures(metrics)
     best = {name: max(row[name] for row in metrics.values() if name in row) for name in columns}
-    order = [*(model for model in MODELS if model in metrics), *sorted(set(metrics) - set(MODELS))]
+    order = [*(name for name in names if name in metrics), *sorted(set(metrics) - set(names))]
     return {
         model: [
             Cell(metrics[model].get(name), metrics[model].get(name) == best[name])
@@ -236,9 +257,11 @@ def results(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, list[Cell]]
 # ------------------------------------------------------------------------------ training and time
 
 
-def trained(folder: RunFolder, facts: Mapping[str, Mapping[str, Any]]) -> list[Trained]:
+def trained(
+    folder: RunFolder, names: Sequence[str], facts: Mapping[str, Mapping[str, Any]]
+) -> list[Trained]:
     """Models with a training log, in the order of the method."""
-    logs = {name: folder.path / "logs" / f"{name}.jsonl" for name in TRAINED}
+    logs = {name: folder.path / "logs" / f"{name}.jsonl" for name in names}
     return [
         Trained(name, facts.get(name, {}), _curve(name, log))
         for name, log in logs.items()

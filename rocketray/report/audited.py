@@ -147,6 +147,8 @@ def percent(share: float) -> str:
 def sentences(found: Row) -> Iterator[str]:
     """What the tables rest on, and what they come to."""
     held, pairs = found["calibration"], found["pairs"]
+    if later := [name for name in found["of"] if name not in ("denoise", "augment")]:
+        yield f"Negatives and false negatives are those of the last round ({later[0]})."
     yield estimated(held, pairs["read"])
     if found["thresholds"] != found["asked"]:
         moved = ", ".join(f"{n} {t:.4g}" for n, t in found["thresholds"].items())

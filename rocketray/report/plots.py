@@ -100,7 +100,7 @@ def removed_by_rank(denoised: Denoised) -> Markup:
         edges = np.arange(len(total) + 1) + 0.5
         axes.stairs(total, edges, fill=True, color=BLUE, label="uncertain")
         axes.stairs(false, edges, fill=True, color=ORANGE, label="likely false negative")
-        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank", ylabel="removed")
+        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank in the list", ylabel="removed")
         axes.set_ylim(0, 1.1 * total.max() or 1)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -46,7 +46,8 @@ def slug(name: str) -> str:
     if Path(name).is_file():
         stem = Path(stem.removesuffix(".gz")).stem
     word = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or "given"
-    taken = any(stage == word or stage.startswith(f"{word}_") for stage in pipeline.STAGES)
+    plain = recipes.first_round(word)
+    taken = any(stage == plain or stage.startswith(f"{plain}_") for stage in pipeline.STAGES)
     return f"{word}_given" if taken else word
 
 

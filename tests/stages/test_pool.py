@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rocketray.stages.pool import POOL, Pool, in_turn, who
-from tests.versions import run, version
+from rocketray.stages.pool import POOL, LaterPool, Pool, in_turn, who
+from tests.versions import run, table, version
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,32 @@ def test_a_pool_is_a_run_that_says_who_found_what(tmp_path: Path) -> None:
     assert table["scores"].to_pylist() == [[4.0, 3.0, 2.0, 1.0], [1.0]]
     assert table["found_by"].to_pylist() == [["dual_0", "both", "dual_0", "bm25"], ["dual_0"]]
     assert (made.rows, made.facts) == (2, {"dual_0": 3, "bm25": 1, "both": 1})
+
+
+def test_a_later_pool_names_all_who_found_a_passage(tmp_path: Path) -> None:
+    """Passage 1 comes from the pool before, and stands further down in the new list, too."""
+    before = [
+        (0, [1, 2, 3], [3.0, 2.0, 1.0], ["dual_0", "both", "bm25"]),
+        (7, [], [], []),
+    ]
+    earlier = version(tmp_path / "before", table(POOL, *before))
+    dense = version(tmp_path / "dense", run((0, [2, 4, 5, 1]), (7, [8])))
+    made = LaterPool(dense=dense, before=earlier, depth=4, finder="dual_1")(0)
+    found = made.parts["table"]
+    assert found.schema == POOL
+    assert found["passages"].to_pylist() == [[2, 1, 4, 3], [8]]
+    assert found["found_by"].to_pylist() == [
+        ["dual_0+bm25+dual_1", "dual_0+dual_1", "dual_1", "bm25"], ["dual_1"],
+    ]  # fmt: skip
+    assert made.facts == {
+        "dual_0+bm25+dual_1": 1, "dual_0+dual_1": 1, "dual_1": 2, "bm25": 1,
+    }  # fmt: skip
+    last = version(tmp_path / "last", run((0, [4, 6]), (7, [])))
+    again = version(tmp_path / "again", found)
+    third = LaterPool(dense=last, before=again, depth=3, finder="dual_1_round_2")(0)
+    assert third.parts["table"]["found_by"].to_pylist() == [
+        ["dual_1+dual_1_round_2", "dual_0+bm25+dual_1", "dual_1_round_2"], ["dual_1"],
+    ]  # fmt: skip
 
 
 def test_runs_over_other_queries_are_refused(tmp_path: Path) -> None:
