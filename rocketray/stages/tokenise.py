@@ -17,7 +17,7 @@ class Tokenise:
     Parts: those of `Tokenizer.store_block`, and `hashes` uint64 [rows].
     """
 
-    code = 1
+    code = 2
 
     def __init__(
         self, *, tokenizer: str, table: str, limit: int, spaced: bool = False, joined: bool = False
