@@ -71,6 +71,43 @@ def reranked(run: pa.Table, scored: pa.Table) -> pa.Table:
     return pa.table(columns, schema=schema.RUN)
 
 
+def per_query(
+    run: Version, scored: Version | None, judged: pa.Table
+) -> tuple[dict[str, pd.DataFrame], int]:
+    """Measures of a run's judged questions, one block in memory: a run may be larger than that.
+
+    Args:
+        scored: the same blocks with ce_scores, measured as the run reranked.
+        judged: QRELS.
+
+    Returns:
+        by name of the version one row per question and one column for each of `MEASURES`, nothing
+        where no question is judged; and the length of the run's longest list.
+    """
+    judged = judged.take(pa.array(np.argsort(judged["query"].to_numpy(), kind="stable")))
+    known = judged["query"].to_numpy()
+    found: dict[str, list[pd.DataFrame]] = {}
+    depth = 0
+    for block in run.blocks:
+        lists = run.table(block.number, ["query", "passages"])
+        lengths = lists["passages"].combine_chunks().value_lengths().to_numpy()
+        depth = max(depth, int(lengths.max(initial=0)))
+        queries = lists["query"].to_numpy()
+        first, last = np.searchsorted(known, queries), np.searchsorted(known, queries, "right")
+        mine = last > first
+        if not mine.any():
+            continue
+        spans = [np.arange(*span) for span in zip(first[mine], last[mine], strict=True)]
+        truth = judged.take(pa.array(np.concatenate(spans)))
+        ranked = {run.name: lists.filter(pa.array(mine))}
+        if scored:
+            heads = scored.table(block.number, ["passages", "ce_scores"]).filter(pa.array(mine))
+            ranked[scored.name] = reranked(ranked[run.name], heads)
+        for name, table in ranked.items():
+            found.setdefault(name, []).append(measures.per_query(table, truth, MEASURES))
+    return {name: pd.concat(parts).sort_index() for name, parts in found.items()}, depth
+
+
 def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
     """Measures by model. Kept as a version, so that a repeated command need not measure again, nor
     write the files of the same runs, of which the depth is part."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +88,13 @@ def on(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3.Node:
         return storage.locate(f"{bucket}/run")
 
     return go
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """This process may open some sixteen files more than it has open now."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/dev/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 17, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)

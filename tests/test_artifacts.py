@@ -25,6 +25,7 @@ from rocketray.artifacts import (
     commit_block,
     file_sha256,
     fingerprint,
+    mapped_array,
     read_table,
 )
 from rocketray.errors import UserError
@@ -91,6 +92,24 @@ def test_arrays_come_back_memory_mapped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(version.array(0, "a"), array)
     np.testing.assert_array_equal(version.array(0, "b"), array.T)
     assert version.array(0, "b").flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6, dtype=np.uint16), np.zeros(0, np.int64), np.arange(6, dtype="i4").reshape(2, 3)],
+    ids=["1d", "empty", "2d"],
+)
+def test_a_mapped_array_keeps_no_file_open(tmp_path: Path, array: np.ndarray) -> None:
+    made = draft(tmp_path)
+    commit_block(made.path, 0, {"a": array}, rows=1, key="", facts={})
+    path = made.finish({}).blocks[0].files["a"]
+    before = len(os.listdir("/dev/fd"))
+    found = mapped_array(path)
+    assert len(os.listdir("/dev/fd")) == before
+    path.unlink()
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert found.tolist() == array.tolist()
+    assert not found.flags.writeable
 
 
 def test_object_arrays_are_refused(tmp_path: Path) -> None:

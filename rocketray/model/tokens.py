@@ -1,9 +1,10 @@
 """Token ids: made once per text, kept memory-mapped, and laid out as batches.
 
 A token store holds, per block of a table, three arrays: `ids` (all rows one after another, without
-special tokens), `offsets` (where each row begins) and `titles` (how many of a row's ids are its
-title). Special tokens, prompts and truncation come when a batch is laid out, so one store serves
-the dual encoder and the cross-encoder, with and without prompts.
+special tokens), `offsets` (where each row begins) and `lengths` (how many of a row's ids are its
+title; how many title and text have before they are cut). Special tokens, prompts and truncation
+come when a batch is laid out, so one store serves the dual encoder and the cross-encoder, with and
+without prompts.
 
 Title, text and prompt are tokenised apart and joined as ids, and the ids are those of the joined
 string. WordPiece (BERT, ERNIE, MiniLM) and SentencePiece behind a split at white space (XLM-R, T5)
@@ -13,23 +14,27 @@ tokenizer (`Tokenizer.minds_spaces`, found by a probe) a store is made for its u
 in front that a prompt or a joined title puts there. What still differs from the joined string, for
 byte-level BPE alone: white space at the end of a title, when the text begins with white space too
 or is empty (two runs instead of one); and for every tokenizer: a prompt that does not end in white
-space, when it would grow together with the first word.
+space, when it would grow together with the first word; and which of two texts keeps an odd token,
+when one of them has more characters than are tokenised (`CHARACTERS_PER_TOKEN`).
 """
 
 # Shapes: R rows of a batch, T tokens of the longest row. All arrays are numpy until the very end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from rocketray.artifacts import Version, brought
+from rocketray import storage
+from rocketray.artifacts import Block, Version, brought, mapped_array
 from rocketray.errors import UserError
 from rocketray.model.weights import tokenizer_fingerprint
 
@@ -46,7 +51,7 @@ Specials = list[np.ndarray]
 CHARACTERS_PER_TOKEN = 20
 """A text is cut to this many characters per allowed token (and at least 1,000) before it is
 tokenised, so that one runaway document cannot stall a block. Only a text of very long words could
-notice."""
+lose an id by it; its whole length is that of what was tokenised."""
 
 _PROBES = ("a", "The", "7", "é", "(")
 """Words that a tokenizer may write differently after a space."""
@@ -107,28 +112,31 @@ class Tokenizer:
     ) -> dict[str, np.ndarray]:
         """The three arrays of one block; `titles` is None for queries.
 
-        Title and text keep up to `limit` ids each, and of two long ones the longer stays longer:
-        that is what every truncation to at most `limit` tokens, paired or joined, can still need.
+        Title and text keep up to `limit` ids each, which is what any truncation to at most `limit`
+        tokens can leave of them, paired or joined. Who gives way, though, hangs on how long they
+        were, which no cut length tells: two that are both cut would pass for equals.
 
         Args:
             spaced: a prompt that ends in a space will stand before the row.
             joined: a space will part title and text, instead of [SEP].
+
+        Returns:
+            ids uint16 or uint32 [tokens], offsets int64 [rows + 1], and lengths int32 [rows, 3]:
+            ids kept of the title, of the whole title, of the whole text.
         """
         titles = [""] * len(texts) if titles is None else titles
         if self.minds_spaces:
             titles, texts = _with_spaces(titles, texts, spaced=spaced, joined=joined)
-        text_ids, title_ids = self._encode(texts, limit), self._encode(titles, limit)
-        rows: list[list[int]] = []
-        for title, text in zip(title_ids, text_ids, strict=True):
-            rows.append(title[:limit])
-            rows.append(text[: limit - (len(title) > len(text))])
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        offsets = np.zeros(len(text_ids) + 1, np.int64)
-        np.cumsum(lengths[::2] + lengths[1::2], out=offsets[1:])
+        title_ids, text_ids = self._encode(titles, limit), self._encode(texts, limit)
+        parts = [ids[:limit] for row in zip(title_ids, text_ids, strict=True) for ids in row]
+        kept = _counts(parts).reshape(-1, 2)
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(kept.sum(axis=1), out=offsets[1:])
+        lengths = np.stack([kept[:, 0], _counts(title_ids), _counts(text_ids)], axis=1)
         return {
-            "ids": np.fromiter(chain.from_iterable(rows), self.dtype, int(offsets[-1])),
+            "ids": np.fromiter(chain.from_iterable(parts), self.dtype, int(offsets[-1])),
             "offsets": offsets,
-            "titles": lengths[::2].astype(np.int32),
+            "lengths": lengths.astype(np.int32),
         }
 
     def surroundings(self, text: str, pair: str | None = None) -> tuple[Specials, np.ndarray]:
@@ -161,39 +169,70 @@ def _with_spaces(
     )
 
 
+def _counts(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.fromiter(map(len, rows), np.int64, len(rows))
+
+
+class Sizes(NamedTuple):
+    """Ids of some texts, int64 [R] each: as many as the store kept, and as many as there were."""
+
+    kept_R: np.ndarray
+    whole_R: np.ndarray
+
+    def beside(self, others: Sizes) -> Sizes:
+        """Of two texts that stand as one."""
+        return Sizes(self.kept_R + others.kept_R, self.whole_R + others.whole_R)
+
+
 @dataclass(frozen=True)
 class _Block:
-    """One block's arrays, memory-mapped, and where its rows begin in the store."""
+    """One block's arrays; see `Tokenizer.store_block`."""
 
-    first_row: int
     ids: np.ndarray
     offsets: np.ndarray
-    titles: np.ndarray
+    lengths: np.ndarray
+
+
+PARTS = ("ids", "offsets", "lengths")
+HELD = 6144
+"""Blocks of a store that are mapped at once, those used last: 25 million passages in blocks of
+4,096. Three maps each: Linux allows a process 65,530, and three such stores stay below. Beyond it
+a block that is asked for again is mapped again."""
 
 
 class TokenStore:
     """The token ids of one table, read in place from one version or several in a row.
 
-    Pickles as its paths: a worker maps the files itself instead of receiving them.
+    A block is mapped when it is first asked for, and no file stays open. Pickles as its paths: a
+    worker maps the files itself instead of receiving them.
+
+    Raises:
+        UserError: a version is of an earlier rocketray, which stored less.
     """
 
     def __init__(self, versions: str | Path | Sequence[str | Path]) -> None:
         paths = [versions] if isinstance(versions, str | Path) else versions
         self.paths = [Path(path) for path in paths]
-        self._hold(list(_open_blocks(self.paths)))
+        places = list(_places(self.paths))
+
+        @lru_cache(HELD)  # Dropping a block unmaps it, once nobody looks at it any more.
+        def opened(number: int) -> _Block:
+            return _open(*places[number])
+
+        self._hold([block.rows for _, block in places], opened)
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> TokenStore:
         """A store of texts that are in no version, such as a question just asked: one
         `Tokenizer.store_block`, in memory. It stays in its process."""
-        store = cls([])
-        store._hold([_Block(0, arrays["ids"], arrays["offsets"], arrays["titles"])])
+        store, block = cls([]), _Block(*(arrays[part] for part in PARTS))
+        store._hold([len(block.lengths)], lambda number: block)
         return store
 
-    def _hold(self, blocks: list[_Block]) -> None:
-        self._blocks = blocks
-        self._first_rows = np.array([block.first_row for block in blocks], np.int64)
-        self.rows = sum(len(block.titles) for block in blocks)
+    def _hold(self, rows: Sequence[int], opened: Callable[[int], _Block]) -> None:
+        self._opened = opened
+        self._first_rows = np.cumsum([0, *rows], dtype=np.int64)[:-1]
+        self.rows = sum(rows)
 
     def __reduce__(self) -> tuple[type[TokenStore], tuple[list[Path]]]:
         if self.rows and not self.paths:
@@ -210,24 +249,25 @@ class TokenStore:
 
     def title(self, row: int) -> np.ndarray:
         block, at = self._find(row)
-        return self.ids(row)[: block.titles[at]]
+        return self.ids(row)[: block.lengths[at, 0]]
 
     def text(self, row: int) -> np.ndarray:
         block, at = self._find(row)
-        return self.ids(row)[block.titles[at] :]
+        return self.ids(row)[block.lengths[at, 0] :]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Ids of each row, title and text together, without special tokens: int64 [R]."""
-        return self.sizes(rows)[1]
+        """Ids kept of each row, title and text together, without special tokens: int64 [R]."""
+        titles, texts = self.sizes(rows)
+        return titles.beside(texts).kept_R
 
-    def sizes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of each row's title, and of title and text together: int64 [R], int64 [R]."""
-        titles_R = np.zeros(len(rows), np.int64)
-        lengths_R = np.zeros(len(rows), np.int64)
+    def sizes(self, rows: np.ndarray) -> tuple[Sizes, Sizes]:
+        """Of the rows' titles, of their texts."""
+        kept_R, lengths_3R = np.zeros(len(rows), np.int64), np.zeros((3, len(rows)), np.int64)
         for block, where, at in self._by_block(rows):
-            titles_R[where] = block.titles[at]
-            lengths_R[where] = block.offsets[at + 1] - block.offsets[at]
-        return titles_R, lengths_R
+            kept_R[where] = block.offsets[at + 1] - block.offsets[at]
+            lengths_3R[:, where] = block.lengths[at].T
+        kept_titles_R, titles_R, texts_R = lengths_3R
+        return Sizes(kept_titles_R, titles_R), Sizes(kept_R - kept_titles_R, texts_R)
 
     def gather(self, rows: np.ndarray, skip_R: np.ndarray, take_R: np.ndarray) -> np.ndarray:
         """`take_R` ids of each row after its first `skip_R`, row after row in one flat array."""
@@ -244,29 +284,32 @@ class TokenStore:
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a store of {self.rows} rows")
         block_R = np.searchsorted(self._first_rows, rows, side="right") - 1
-        for number in np.unique(block_R):
+        for number in np.unique(block_R).tolist():
             where = np.flatnonzero(block_R == number)
-            block = self._blocks[number]
-            yield block, where, rows[where] - block.first_row
+            yield self._opened(number), where, rows[where] - self._first_rows[number]
 
     def _find(self, row: int) -> tuple[_Block, int]:
         ((block, _, at),) = self._by_block(np.array([row]))
         return block, int(at[0])
 
 
-def _open_blocks(paths: Iterable[Path]) -> Iterable[_Block]:
-    first_row = 0
+def _places(paths: Iterable[Path]) -> Iterator[tuple[Version, Block]]:
+    """Where each block with rows lies; its files are brought to this node."""
     for path in paths:
         version = Version.open(path)
-        version.fetch("ids", "offsets", "titles")
-        for number in range(len(version.blocks)):
-            # asarray drops the memmap class, whose every slice costs a microsecond, not the map.
-            ids, offsets, titles = (
-                np.asarray(version.array(number, part)) for part in ("ids", "offsets", "titles")
-            )
-            if len(titles):
-                yield _Block(first_row, ids, offsets, titles)
-            first_row += len(titles)
+        for block in version.blocks:
+            if not block.files.keys() >= {*PARTS}:
+                raise UserError(
+                    f"{storage.shown(path)} holds tokens as an earlier rocketray stored them."
+                    " Repeat the command that made them: it makes them again."
+                )
+        version.fetch(*PARTS)
+        yield from ((version, block) for block in version.blocks if block.rows)
+
+
+def _open(version: Version, block: Block) -> _Block:
+    version.fetch(*PARTS, blocks=[block.number])  # Somebody may have cleared this node's mirror.
+    return _Block(*(mapped_array(block.files[part]) for part in PARTS))
 
 
 def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -326,7 +369,7 @@ class Assembler:
 
     def queries(self, store: TokenStore, rows: np.ndarray, limit: int, prompt: str = "") -> Batch:
         """[CLS] prompt query [SEP]"""
-        plan = self._plan_single(store.lengths(rows), limit, prompt)
+        plan = self._plan_single(store, rows, limit, prompt)
         return self._lay_out(plan, _none, _from_start(store, rows), prompt)
 
     def passages(self, store: TokenStore, rows: np.ndarray, limit: int, prompt: str = "") -> Batch:
@@ -335,13 +378,13 @@ class Assembler:
         Token types are 0 up to and with the first [SEP], 1 after it, as in RocketQA's official
         code. Prompt and title count as one text when the longer is cut first.
         """
-        titles_R, lengths_R = store.sizes(rows)
+        titles, texts = store.sizes(rows)
 
-        def texts(take_R: np.ndarray) -> np.ndarray:
-            return store.gather(rows, titles_R, take_R)
+        def after_titles(take_R: np.ndarray) -> np.ndarray:
+            return store.gather(rows, titles.kept_R, take_R)
 
-        plan = self._plan_passages(titles_R, lengths_R, limit, prompt)
-        return self._lay_out(plan, _from_start(store, rows), texts, prompt)
+        plan = self._plan(titles, texts, titles.whole_R > 0, limit, prompt)
+        return self._lay_out(plan, _from_start(store, rows), after_titles, prompt)
 
     def pairs(
         self,
@@ -367,13 +410,14 @@ class Assembler:
         self, store: TokenStore, rows: np.ndarray, limit: int, prompt: str = ""
     ) -> np.ndarray:
         """Tokens each row of `queries(...)` would have, without assembling it: int64 [R]."""
-        return self._lengths(self._plan_single(store.lengths(rows), limit, prompt))
+        return self._lengths(self._plan_single(store, rows, limit, prompt))
 
     def passage_lengths(
         self, store: TokenStore, rows: np.ndarray, limit: int, prompt: str = ""
     ) -> np.ndarray:
         """Tokens each row of `passages(...)` would have, without assembling it: int64 [R]."""
-        return self._lengths(self._plan_passages(*store.sizes(rows), limit, prompt))
+        titles, texts = store.sizes(rows)
+        return self._lengths(self._plan(titles, texts, titles.whole_R > 0, limit, prompt))
 
     def pair_lengths(
         self,
@@ -386,14 +430,11 @@ class Assembler:
         """Tokens each row of `pairs(...)` would have, without assembling it: int64 [R]."""
         return self._lengths(self._plan_pairs(queries, query_rows, passages, passage_rows, limit))
 
-    def _plan_single(self, lengths_R: np.ndarray, limit: int, prompt: str) -> _Plan:
-        nothing_R = np.zeros_like(lengths_R)
-        return self._plan(nothing_R, lengths_R, nothing_R > 0, limit, prompt)
-
-    def _plan_passages(
-        self, titles_R: np.ndarray, lengths_R: np.ndarray, limit: int, prompt: str
-    ) -> _Plan:
-        return self._plan(titles_R, lengths_R - titles_R, titles_R > 0, limit, prompt)
+    def _plan_single(self, store: TokenStore, rows: np.ndarray, limit: int, prompt: str) -> _Plan:
+        nothing_R = np.zeros(len(rows), np.int64)
+        return self._plan(
+            Sizes(nothing_R, nothing_R), _joined(store, rows), nothing_R > 0, limit, prompt
+        )
 
     def _plan_pairs(
         self,
@@ -403,16 +444,11 @@ class Assembler:
         passage_rows: np.ndarray,
         limit: int,
     ) -> _Plan:
-        first_R, second_R = queries.lengths(query_rows), passages.lengths(passage_rows)
-        return self._plan(first_R, second_R, first_R >= 0, limit, "")
+        first, second = _joined(queries, query_rows), _joined(passages, passage_rows)
+        return self._plan(first, second, first.whole_R >= 0, limit, "")
 
     def _plan(
-        self,
-        first_R: np.ndarray,
-        second_R: np.ndarray,
-        paired_R: np.ndarray,
-        limit: int,
-        prompt: str,
+        self, first: Sizes, second: Sizes, paired_R: np.ndarray, limit: int, prompt: str
     ) -> _Plan:
         """The prompt goes before the first text of a pair, and before a single (second) text."""
         prompt_length = len(self._prompt(prompt))
@@ -420,12 +456,15 @@ class Assembler:
         if len(budget_R) and budget_R.min() < 1:
             raise ValueError(f"limit={limit} leaves no room between the special tokens.")
         first_R, second_R = longest_first(
-            first_R + prompt_length * paired_R, second_R + prompt_length * ~paired_R, budget_R
+            first.whole_R + prompt_length * paired_R,
+            second.whole_R + prompt_length * ~paired_R,
+            budget_R,
         )
         prompt_R = np.minimum(prompt_length, np.where(paired_R, first_R, second_R))
-        return _Plan(
-            prompt_R, first_R - prompt_R * paired_R, second_R - prompt_R * ~paired_R, paired_R
-        )
+        first_R, second_R = first_R - prompt_R * paired_R, second_R - prompt_R * ~paired_R
+        if (first_R > first.kept_R).any() or (second_R > second.kept_R).any():
+            raise ValueError(f"limit={limit} asks for more ids than the store kept of a row.")
+        return _Plan(prompt_R, first_R, second_R, paired_R)
 
     def _special_tokens(self, paired_R: np.ndarray) -> np.ndarray:
         around = self._head.shape[1] + len(self._tail)
@@ -494,6 +533,12 @@ def _none(_: np.ndarray) -> np.ndarray:
 
 def _from_start(store: TokenStore, rows: np.ndarray) -> Gather:
     return lambda take_R: store.gather(rows, np.zeros_like(take_R), take_R)
+
+
+def _joined(store: TokenStore, rows: np.ndarray) -> Sizes:
+    """Of title and text as one."""
+    titles, texts = store.sizes(rows)
+    return titles.beside(texts)
 
 
 def unmasked(batch: Batch) -> Batch:

@@ -26,6 +26,7 @@ from rocketray.model.weights import read_settings
 from rocketray.preparation import Reading, Ready, Tokens
 from rocketray.recipe import Recipe
 from rocketray.stages.ingest import Ids, shown
+from rocketray.stages.tokenise import Tokenise
 from rocketray.tables import (
     PURPOSES,
     SPLITS,
@@ -222,9 +223,9 @@ def ready(flow: Workflow, tables: Tables, model: Version) -> Ready:
 
 
 def _tokens(folder: RunFolder, table: Version, reading: Reading, own: str) -> Version | None:
-    """A store of this table that the model can read: the same ids, and not fewer. Of several `own`,
-    or else that of the shortest texts: another model's store, made since, must not take the place
-    of the one that this model's embeddings were made from."""
+    """A store of this table that the model can read: the same ids, not fewer, and stored as they
+    are now. Of several `own`, or else that of the shortest texts: another model's store, made
+    since, must not take the place of the one that this model's embeddings were made from."""
     found: list[tuple[bool, int, Version]] = []
     for name in folder.current():
         if not name.endswith("_tokens"):
@@ -232,7 +233,8 @@ def _tokens(folder: RunFolder, table: Version, reading: Reading, own: str) -> Ve
         version = folder.version(name)
         identity = version.manifest["identity"]
         told = dict(identity["recipe"])
-        alike = told.pop("tokenizer_files") == reading.fingerprint
+        kind = identity["code"], told.pop("tokenizer_files")
+        alike = kind == (Tokenise.code, reading.fingerprint)
         limit = told.pop("limit")
         enough = limit >= reading.limit
         if (
@@ -290,8 +292,10 @@ def questions(flow: Workflow, tables: Tables, which: str | None) -> Questions:
 
 def judgements(flow: Workflow, tables: Tables, asked: Questions) -> pa.Table | None:
     """QRELS of all splits, None where nobody judged these questions. Hidden labels stay hidden."""
+    if not asked.are_of(tables):
+        return None
     splits = [tables.qrels[name].read() for name in SPLITS if name in tables.qrels]
-    return pa.concat_tables(splits) if splits and asked.are_of(tables) else None
+    return pa.concat_tables(splits) if splits else None
 
 
 # ------------------------------------------------------------------------------------------ runs

@@ -45,12 +45,13 @@ def appearing(path: Path) -> Iterator[Path]:
 
 def write_embeddings(path: Path, embeddings: Version) -> None:
     """All blocks as one `.npy` [rows, D], in row order, block by block through memory."""
-    blocks = [embeddings.array(block.number, "embeddings") for block in embeddings.blocks]
-    shape = (embeddings.rows, blocks[0].shape[1])
+    like = embeddings.array(0, "embeddings")
+    shape = (embeddings.rows, like.shape[1])
     with appearing(path) as attempt:
-        whole = np.lib.format.open_memmap(attempt, mode="w+", dtype=blocks[0].dtype, shape=shape)
-        for block, rows in zip(embeddings.blocks, blocks, strict=True):
-            whole[block.first_row : block.first_row + block.rows] = rows
+        whole = np.lib.format.open_memmap(attempt, mode="w+", dtype=like.dtype, shape=shape)
+        for block in embeddings.blocks:  # One open at a time: there may be more than open files.
+            rows = slice(block.first_row, block.first_row + block.rows)
+            whole[rows] = embeddings.array(block.number, "embeddings")
         whole.flush()
 
 

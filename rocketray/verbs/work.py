@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from rich.table import Table
 
 from rocketray import (
     artifacts,
     labelling,
-    measures,
     preparation,
     results,
     retrieval,
@@ -187,7 +185,7 @@ def retrieve(
         run = runs[dual.name][purpose]
         path = flow.folder.path / "runs" / f"{run.name}.trec"
         plain.write_trec(path, run, Names(asked.texts, tables.passages, run))
-        _measured(flow, tables, asked, {run.name: run.read()})
+        _measured(flow, tables, asked, run)
         times(flow)
         flow.display.say(f"run: {shown(path)}  --run {run.name} for the other verbs")
     return run
@@ -212,9 +210,7 @@ def score(
         folder = flow.folder.path / "runs"
         plain.write_trec(folder / f"{scored.name}.trec", scored, names, by="ce_scores")
         plain.write_pairs(folder / f"{scored.name}.parquet", scored, names)
-        before = found.read()
-        ranked = {found.name: before, scored.name: results.reranked(before, scored.read())}
-        _measured(flow, tables, asked, ranked)
+        _measured(flow, tables, asked, found, scored)
         times(flow)
         flow.display.say(f"scored run: {shown(folder / scored.name)}.trec and .parquet")
     return scored
@@ -355,26 +351,22 @@ def _scored(
 
 
 def _measured(
-    flow: Workflow, tables: Tables, asked: Questions, runs: Mapping[str, pa.Table]
+    flow: Workflow, tables: Tables, asked: Questions, run: Version, scored: Version | None = None
 ) -> None:
-    """The usual measures, where the questions have judgements."""
+    """The usual measures of a run, and of the same in order of its ce_scores, where the questions
+    have judgements."""
     judged = named.judgements(flow, tables, asked)
-    if judged is None:
+    found, depth = results.per_query(run, scored, judged) if judged is not None else ({}, 0)
+    if not found:
         return
-    answered = next(iter(runs.values()))["query"].to_numpy()
-    judged = judged.filter(pa.array(np.isin(judged["query"].to_numpy(), answered)))
-    if not len(judged):
-        return
-    depth = max(len(row) for run in runs.values() for row in run["passages"].to_pylist())
-    asked_for = [name for name in MEASURES if int(name.partition("@")[2]) <= max(10, depth)]
-    table = Table(title=f"{len(set(judged['query'].to_pylist())):,} judged questions")
+    columns = [name for name in MEASURES if int(name.partition("@")[2]) <= max(10, depth)]
+    table = Table(title=f"{len(found[run.name]):,} judged questions")
     table.title_justify = "left"
     table.add_column("run")
-    for name in asked_for:
+    for name in columns:
         table.add_column(name, justify="right")
-    for name, run in runs.items():
-        found = measures.evaluate(run, judged, asked_for)
-        table.add_row(name, *(f"{value:.4f}" for value in found.values()))
+    for name, values in found.items():
+        table.add_row(name, *(f"{value:.4f}" for value in values[columns].mean()))
     flow.display.show(table)
 
 

@@ -16,6 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rocketray.artifacts import Draft, commit_block
+from rocketray.errors import UserError
+from rocketray.model import tokens
 from rocketray.model.tokens import (
     Assembler,
     Tokenizer,
@@ -36,7 +38,6 @@ word = st.one_of(
 )
 text = st.lists(word, max_size=60).map(" ".join)
 """From empty to twice the limit."""
-short = st.lists(word, max_size=8).map(" ".join)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_passages_equal_the_tokenizer_on_raw_pairs(
     tmp_path_factory, tokenizer, assembler, reference, prompt, rows, limit
 ):
     titles, texts = zip(*rows, strict=True)
-    store = write_store(tmp_path_factory.mktemp("p"), tokenizer, texts, titles)
+    store = write_store(tmp_path_factory.mktemp("p"), tokenizer, texts, titles, limit=limit)
     order = np.arange(len(rows))[::-1]
     expected = [encode_passage(reference, *rows[row], limit, prompt) for row in order]
     assert_same(assembler.passages(store, order, limit, prompt), stack(reference, expected))
@@ -166,19 +167,17 @@ def test_passages_equal_the_tokenizer_on_raw_pairs(
 
 @properties
 @given(
-    rows=st.lists(st.tuples(short, text, text), min_size=1, max_size=5),
+    rows=st.lists(st.tuples(text, text, text), min_size=1, max_size=5),
     limit=st.integers(4, LIMIT),
 )
 def test_pairs_equal_the_tokenizer_on_joined_strings(
     tmp_path_factory, tokenizer, assembler, reference, rows, limit
 ):
     queries, titles, texts = zip(*rows, strict=True)
-    q = write_store(tmp_path_factory.mktemp("q"), tokenizer, queries, limit=20 * LIMIT)
-    p = write_store(tmp_path_factory.mktemp("p"), tokenizer, texts, titles)
+    q = write_store(tmp_path_factory.mktemp("q"), tokenizer, queries, limit=limit)
+    p = write_store(tmp_path_factory.mktemp("p"), tokenizer, texts, titles, limit=limit)
     every = np.arange(len(rows))
     expected = [encode(reference, query, f"{title} {body}", limit) for query, title, body in rows]
-    # A query longer than the store of passages keeps makes the odd token's owner unknowable.
-    assume(q.lengths(every).max() <= LIMIT)
     assert_same(assembler.pairs(q, every, p, every, limit), stack(reference, expected))
     lengths = [len(row["input_ids"]) for row in expected]
     assert assembler.pair_lengths(q, every, p, every, limit).tolist() == lengths
@@ -189,7 +188,7 @@ def test_pairs_equal_the_tokenizer_on_joined_strings(
 def test_queries_equal_the_tokenizer_stored_or_not(
     tmp_path_factory, tokenizer, assembler, reference, texts, limit
 ):
-    store = write_store(tmp_path_factory.mktemp("q"), tokenizer, texts)
+    store = write_store(tmp_path_factory.mktemp("q"), tokenizer, texts, limit=limit)
     every = np.arange(len(texts))
     expected = [encode(reference, "query: " + text, None, limit) for text in texts]
     assert_same(assembler.queries(store, every, limit, "query: "), stack(reference, expected))
@@ -198,16 +197,41 @@ def test_queries_equal_the_tokenizer_stored_or_not(
     assert assembler.query_lengths(store, every, limit, "query: ").tolist() == lengths
 
 
-@pytest.mark.parametrize(("first", "second"), [(50, 60), (60, 50), (60, 60), (3, 90), (90, 3)])
+LONG = [(50, 60), (60, 50), (60, 60), (50, 51), (50, 52), (50, 53), (41, 40), (3, 90), (90, 3)]
+"""Words of two texts of which a store of `LIMIT` keeps no more than `LIMIT` each."""
+
+
+@pytest.mark.parametrize(("first", "second"), LONG)
 @pytest.mark.parametrize("limit", [LIMIT, LIMIT - 1])
+@pytest.mark.parametrize("prompt", ["", "query: "])
 def test_of_two_long_texts_the_odd_token_stays_with_the_longer(
-    tmp_path, tokenizer, assembler, reference, first, second, limit
+    tmp_path, tokenizer, assembler, reference, first, second, limit, prompt
 ):
     title, body = "pad " * first, "zeros " * second
-    store = write_store(tmp_path, tokenizer, [body], [title])
-    batch = assembler.passages(store, np.array([0]), limit)
-    expected = encode(reference, title, body, limit)
+    store = write_store(tmp_path, tokenizer, [body], [title], limit=limit)
+    batch = assembler.passages(store, np.array([0]), limit, prompt)
+    expected = encode(reference, prompt + title, body, limit)
     assert batch["input_ids"][0].tolist() == expected["input_ids"]
+
+
+@pytest.mark.parametrize(("first", "second"), LONG)
+@pytest.mark.parametrize("limit", [LIMIT, LIMIT - 1])
+def test_of_a_long_pair_too(tmp_path, tokenizer, assembler, reference, first, second, limit):
+    """As where questions are whole paragraphs: what the two stores keep is equally long."""
+    question, passage = "pad " * first, "zeros " * second
+    q = write_store(tmp_path / "q", tokenizer, [question], limit=limit)
+    p = write_store(tmp_path / "p", tokenizer, [passage], limit=limit)
+    row = np.array([0])
+    batch = assembler.pairs(q, row, p, row, limit)
+    expected = encode(reference, question, passage, limit)
+    assert batch["input_ids"][0].tolist() == expected["input_ids"]
+
+
+def test_a_store_that_kept_too_little_is_refused(tmp_path, tokenizer, assembler):
+    store = write_store(tmp_path, tokenizer, ["pad", "pad " * 9], limit=8)
+    assert assembler.query_lengths(store, np.array([0]), LIMIT).tolist() == [3]
+    with pytest.raises(ValueError, match=f"limit={LIMIT} asks for more ids than the store kept"):
+        assembler.queries(store, np.array([0, 1]), LIMIT)
 
 
 @given(first=st.integers(0, 30), second=st.integers(0, 30), budget=st.integers(1, 40))
@@ -287,9 +311,14 @@ class Family:
         self.is_byte_level = name in BYTE_LEVEL
 
     def store(
-        self, texts: Sequence[str], titles: Sequence[str] | None = None, **spaces: bool
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str] | None = None,
+        *,
+        limit: int = LIMIT,
+        **spaces: bool,
     ) -> TokenStore:
-        return TokenStore.of(self.tokenizer.store_block(titles, texts, 600, **spaces))
+        return TokenStore.of(self.tokenizer.store_block(titles, texts, limit, **spaces))
 
     def has_title(self, title: str) -> bool:
         """A title of white space alone is none, but to a byte-level tokenizer, which writes it."""
@@ -315,7 +344,7 @@ def test_only_a_byte_level_tokenizer_minds_spaces(family: Family) -> None:
 @families
 @given(texts=st.lists(spaced_text, min_size=1, max_size=4), limit=st.integers(5, LIMIT))
 def test_family_queries(family: Family, prompt: str, texts: list[str], limit: int) -> None:
-    store = family.store(texts, spaced=prompt.endswith(" "))
+    store = family.store(texts, limit=limit, spaced=prompt.endswith(" "))
     expected = [encode(family.reference, prompt + text, None, limit) for text in texts]
     every = np.arange(len(texts))
     assert_same(
@@ -335,7 +364,7 @@ def test_family_passages(
 ) -> None:
     """(title, text) as a pair, text alone where there is no title."""
     titles, texts = zip(*rows, strict=True)
-    store = family.store(texts, titles, spaced=prompt.endswith(" "))
+    store = family.store(texts, titles, limit=limit, spaced=prompt.endswith(" "))
     expected = [encode_passage(family.reference, *row, limit, prompt) for row in rows]
     batch = family.assembler.passages(store, np.arange(len(rows)), limit, prompt)
     assert_same(batch, stack(family.reference, expected))
@@ -354,9 +383,10 @@ def test_family_pairs(family: Family, rows: list[tuple[str, str, str]], limit: i
         # See `test_what_differs_two_runs_of_white_space_at_a_joint`.
         assume(not any(t != t.rstrip() and (not x or x[0].isspace()) for t, x in joints))
     passages = [f"{title} {text}" if family.has_title(title) else text for _, title, text in rows]
-    store = family.store(texts, titles, joined=True)
+    asked = family.store(questions, limit=limit)
+    store = family.store(texts, titles, limit=limit, joined=True)
     every = np.arange(len(rows))
-    batch = family.assembler.pairs(family.store(questions), every, store, every, limit)
+    batch = family.assembler.pairs(asked, every, store, every, limit)
     expected = [
         encode(family.reference, question, passage, limit)
         for question, passage in zip(questions, passages, strict=True)
@@ -429,6 +459,44 @@ def test_a_pickled_store_maps_the_files_again(tmp_path, tokenizer):
     assert pickle.loads(pickled).ids(49).tolist() == store.ids(49).tolist()  # noqa: S301
 
 
+def maps(folder: Path) -> int:
+    """Files below a folder that this process has mapped."""
+    return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process' maps")
+def test_blocks_are_mapped_when_asked_for_and_let_go_of(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokens, "HELD", 2)
+    texts = ["pad " * n for n in range(1, 10)]
+    store = write_store(tmp_path, tokenizer, texts)
+    assert (len(store), maps(tmp_path)) == (9, 0)
+    assert store.lengths(np.array([8, 0, 3, 8, 5, 0])).tolist() == [9, 1, 4, 9, 6, 1]
+    assert maps(tmp_path) == 2 * 3
+    first = store.ids(0)
+    assert [store.ids(row).tolist() for row in range(9)] == tokenizer.ids(texts, LIMIT)
+    assert first.tolist() == store.ids(0).tolist()  # Who looks at a block keeps it.
+
+
+def test_a_store_has_more_blocks_than_a_process_may_have_files(tmp_path, tokenizer, few_files):
+    store = write_store(tmp_path, tokenizer, ["pad " * n for n in range(30)], block=1)
+    assert store.lengths(np.arange(30)).tolist() == list(range(30))
+
+
+def test_a_store_of_an_earlier_version_is_refused(tmp_path, tokenizer):
+    parts = tokenizer.store_block(None, ["pad"], LIMIT)
+    parts["titles"] = parts.pop("lengths")[:, 0]
+    commit_block(tmp_path, 0, parts, rows=1, key="", facts={})
+    Draft(tmp_path, "tokens", {}).finish({})
+    with pytest.raises(UserError, match="holds tokens as an earlier rocketray stored them"):
+        TokenStore(tmp_path)
+
+
+def test_whole_lengths_are_stored(tokenizer):
+    block = tokenizer.store_block(["pad " * 9, ""], ["zeros", "a tensor " * 5], 4)
+    assert block["lengths"].tolist() == [[4, 9, 1], [0, 0, 10]]
+    assert block["offsets"].tolist() == [0, 5, 9]
+
+
 def test_a_block_of_empty_rows_can_be_stored(tmp_path, tokenizer, assembler):
     store = write_store(tmp_path, tokenizer, ["", ""])
     assert assembler.queries(store, np.arange(2), 8)["attention_mask"].tolist() == [[1, 1]] * 2
@@ -439,7 +507,7 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows(tokenizer):
     assert {name: array.dtype.name for name, array in block.items()} == {
         "ids": "uint16",
         "offsets": "int64",
-        "titles": "int32",
+        "lengths": "int32",
     }
 
 

@@ -125,6 +125,6 @@ def _scored() -> pa.Table:
 
 def _version(folder: Path, name: str, parts: dict[str, Any]) -> Path:
     draft = Draft(folder / name, name, {})
-    rows = len(parts["table"]) if "table" in parts else len(parts["titles"])
+    rows = len(parts["table"]) if "table" in parts else len(parts["lengths"])
     commit_block(draft.path, 0, parts, rows=rows, key=name, facts={})
     return draft.finish({}).path

@@ -27,7 +27,8 @@ def test_ids_are_the_tokenizers(small: Small) -> None:
 def test_queries_have_no_titles(small: Small) -> None:
     made = Tokenise(tokenizer=small.tokenizer, table=small.queries, limit=24)(0)
     assert made.rows == 5
-    assert not np.asarray(made.parts["titles"]).any()
+    lengths = np.asarray(made.parts["lengths"])
+    assert lengths.tolist() == [[0, 0, n] for n in (2, 3, 1, 3, 2)]
     assert made.facts == {"tokens": 2 + 3 + 1 + 3 + 2}
 
 

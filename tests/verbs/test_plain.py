@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rocketray import storage
-from rocketray.artifacts import Version
+from rocketray.artifacts import Draft, Version, commit_block
 from rocketray.schema import PASSAGES
-from rocketray.verbs.plain import Names, write_ids, write_trec
+from rocketray.verbs.plain import Names, write_embeddings, write_ids, write_trec
 from tests.s3 import Node
 from tests.versions import questions, run, table, version
 
@@ -60,3 +61,14 @@ def test_an_empty_run(tables: tuple[Version, Version, Version], tmp_path: Path) 
     queries, passages, _ = tables
     names = Names(queries, passages, Version.open(version(tmp_path / "none", run())), texts=True)
     assert names.pids([]) == []
+
+
+def test_embeddings_of_more_blocks_than_open_files(tmp_path: Path, few_files: None) -> None:
+    e_PD = np.arange(180, dtype=np.float16).reshape(60, 3)
+    for number, rows in enumerate(np.split(e_PD, [2, *range(5, 60)])):
+        parts = {"embeddings": rows}
+        commit_block(tmp_path / "e", number, parts, rows=len(rows), key="", facts={})
+    write_embeddings(tmp_path / "e.npy", Draft(tmp_path / "e", "e", {}).finish({}))
+    found = np.load(tmp_path / "e.npy")
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, e_PD)

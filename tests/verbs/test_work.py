@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from rocketray import artifacts, cli, loop, measures
+from rocketray import artifacts, cli, loop, measures, results
 from rocketray.artifacts import RunFolder, Version
 from rocketray.errors import UserError
 from rocketray.evaluation import evaluate
@@ -207,6 +207,20 @@ def test_tokens_are_shared_where_they_are_the_same(place: Place) -> None:
     assert "bare_model_v1_passage_tokens" not in stages(place.out)
 
 
+def test_tokens_that_are_stored_otherwise_are_not_shared(place: Place) -> None:
+    """As an earlier version of the code stored them."""
+    path = RunFolder.open(place.out).version("told_passage_tokens").path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["identity"]["code"] -= 1
+    path.write_text(json.dumps(manifest))
+    place.do(
+        work.encode, "model.dual.passage_length=16", "model.dual.query_length=16",
+        model=str(place.bare),
+    )  # fmt: skip
+    assert "bare_model_v1_passage_tokens" in stages(place.out)
+    assert "bare_model_v1_query_tokens" not in stages(place.out)
+
+
 # ---- retrieve
 
 
@@ -272,6 +286,33 @@ def test_score_and_its_files(place: Place) -> None:
         ordered = part.sort_values("ce_score", ascending=False)
         assert hits[str(qid)].scores.tolist() == ordered["ce_score"].tolist()
         assert set(hits[str(qid)].pids) == set(part["pid"])
+
+
+def test_no_run_is_read_whole(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a million lists of a hundred passages are gigabytes as Python's numbers."""
+    whole: list[str] = []
+    read = Version.read
+
+    def recorded(version: Version, columns: Any = None) -> Any:
+        whole.append(version.name)
+        return read(version, columns)
+
+    monkeypatch.setattr(Version, "read", recorded)
+    run, _ = place.do(work.retrieve, model=str(place.told), queries="dev", k=5)
+    scored, printed = place.do(work.score, run=run.name, model=str(place.cross), k=3)
+    assert "4 judged questions" in printed
+    assert {"qrels_dev"} <= {*whole}
+    assert {run.name, scored.name}.isdisjoint(whole)
+
+
+def test_nothing_is_measured_without_judgements(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "per_query", None)
+    asked = place.folder / "log.txt"
+    asked.write_text("who\nwhy\n")
+    run, _ = place.do(work.retrieve, model=str(place.told), queries=str(asked), k=3)
+    place.do(work.score, run=run.name, model=str(place.cross), k=2)
 
 
 def test_a_pair_is_scored_once_for_all_folders(place: Place) -> None:
