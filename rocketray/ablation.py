@@ -7,7 +7,9 @@
 
 A row is a model, or a list somebody else ordered, measured on the test questions. What rows share
 (tables, tokens, dual_0, its runs, the cross-encoder, its scores) is made once per seed; what no
-seed changes, once. Runs that compare two rules train equally many steps.
+seed changes, once. Rows that compare two rules train equally many steps. dual_2 does not: it has as
+many epochs as dual_1, as in the paper, over more examples, and so have the points of the figure
+`augmented`. `--also longer` trains dual_1 for as many steps.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.table import Table
 
 from rocketray import (
     artifacts,
+    evidence,
     labelling,
     learning,
     measures,
@@ -43,6 +48,7 @@ from rocketray import (
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.comparison import Measured, compared
+from rocketray.engine import room
 from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
 from rocketray.formats import Dataset
@@ -53,7 +59,6 @@ from rocketray.preparation import Ready
 from rocketray.progress import Display, clock
 from rocketray.recipe import DualStep, HardStep, Recipe
 from rocketray.report import ablation as page
-from rocketray.report import denoised
 from rocketray.schema import Verdict
 from rocketray.seeds import Seed, path_of, shared
 from rocketray.workflow import Workflow
@@ -73,8 +78,11 @@ class Row:
     """Fields in which it differs from the recipe, as for --set."""
     share: float = 1.0
     """Of the unlabelled questions it learns from."""
-    needs: tuple[str, ...] = ()
-    """Stages of the run that stand before it: their time is its own, too."""
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What makes it another row than one of the same name."""
+        return {"settings": list(self.settings), "share": self.share}
 
 
 @dataclass(frozen=True)
@@ -87,17 +95,29 @@ class Asked:
     also: tuple[str, ...] = ()
 
 
+UNDENOISED = (
+    "denoise.off=true", "denoise.filter={}", "denoise.promote=false",
+    "steps.dual_1.mask_ce_above=null",
+    *(f"steps.{step}.loss.{loss}=0" for step in ("dual_1", "dual_2")
+      for loss in ("kl", "margin_mse")),
+)  # fmt: skip
+"""No denoising, and nothing else that asks a cross-encoder."""
+ALONE = (*UNDENOISED, "denoise.depth=100", "denoise.fill=random")
+"""What asks no cross-encoder costs no scores, so it may look as deep as dual_0's lists go; below
+them there is no tail to fill from."""
+
 VARIANTS = {
     "percpos": ("also under 95 % of the positive's score (NV-Retriever)",
                 ("denoise.filter.percpos=0.95",)),
     "marginpos": ("also 0.05 under the positive's score (NV-Retriever)",
                   ("denoise.filter.marginpos=0.05",)),
-    "percpos_alone": ("under 95 % of the positive's score, unscored (NV-Retriever)",
-                      ("denoise.off=true", "denoise.filter.percpos=0.95")),
-    "marginpos_alone": ("0.05 under the positive's score, unscored (NV-Retriever)",
-                        ("denoise.off=true", "denoise.filter.marginpos=0.05")),
-    "random": ("drawn at random from the list", ("steps.dual_1.sample=random",)),
-    "simans": ("drawn near the positive's score (SimANS)", ("steps.dual_1.sample=simans",)),
+    "percpos_alone": ("of 100, under 95 % of the positive's score, unscored (NV-Retriever)",
+                      (*ALONE, "denoise.filter.percpos=0.95")),
+    "marginpos_alone": ("of 100, 0.05 under the positive's score, unscored (NV-Retriever)",
+                        (*ALONE, "denoise.filter.marginpos=0.05")),
+    "random": ("of 100, drawn at random, unscored", (*ALONE, "steps.dual_1.sample=random")),
+    "simans": ("of 100, drawn near the positive's score, unscored (SimANS)",
+               (*ALONE, "steps.dual_1.sample=simans")),
     "kl": ("with distilled ce_scores, listwise (RocketQAv2)", ("steps.dual_1.loss.kl=1.0",)),
     "margin_mse": ("with distilled differences of ce_scores (Margin-MSE)",
                    ("steps.dual_1.loss.margin_mse=0.05",)),
@@ -112,32 +132,20 @@ VARIANTS = {
 """What `--also` takes: dual_1 with one other rule, in words and as fields of a recipe."""
 LONGER = "longer"
 """And dual_1 by the same rules for as many steps as dual_2, which has more examples."""
-
-UNDENOISED = (
-    "denoise.off=true", "denoise.filter={}", "denoise.promote=false",
-    "steps.dual_1.mask_ce_above=null",
-    *(f"steps.{step}.loss.{loss}=0" for step in ("dual_1", "dual_2")
-      for loss in ("kl", "margin_mse")),
-)  # fmt: skip
-"""No denoising, and nothing else that asks a cross-encoder."""
+BY_LOT = "random_removed"
+"""And the control of denoising: as many candidates of every rank removed, but drawn by lot."""
 
 FIGURES = ("negatives", "augmented")
 AUGMENTED = (0.25, 0.5)
 """Shares of the unlabelled questions in the figure, beside none (dual_1) and all (dual_2)."""
-
-LENT = (
-    "passages", "queries", "query_tokens", "passage_tokens", "cross_query_tokens",
-    "cross_passage_tokens", "initial", "initial_embeddings", "initial_test", "bm25_test",
-    "bm25_train",
-)  # fmt: skip
-"""Stages that no seed changes and that take time."""
 
 OWN = {
     "dual_0": ("dual_0_examples", "dual_0"),
     "dual_1": ("denoise", "dual_1_examples", "dual_1"),
     "dual_2": ("augment", "dual_2_examples", "dual_2"),
 }
-"""Stages whose time a row of the run itself costs; what rows share is nobody's."""
+"""Stages of a row of the run itself that no other row needs but those that build on it; what comes
+before them stands in a column of its own (`evidence.behind`)."""
 
 
 def ablate(
@@ -175,35 +183,44 @@ def ablate(
             continue
         folder = out / f"seed-{seed}"
         with claimed(folder, take_over) as claim:
+            room.check(recipe.cluster, display.say)
             if seed == missing[0]:
                 say_warnings(dataset, display)
             else:
                 lend(out / f"seed-{missing[0]}", folder)
             told = recipes.changed(recipe, [f"seed={seed}", f"data.seed={recipe.data_seed}"])
-            one_seed(told, rows, Workflow(told, claim, display), dataset).write(out)
+            flow = Workflow(told, claim, display)
+            one_seed(told, rows, flow, dataset, partial(_check_all, out, brought, rows)).write(out)
     found = [Seed.read(path_of(out, seed)) for seed in wanted]
-    for other in found[1:]:
-        other.check(path_of(out, other.seed), found[0].origin, [row.name for row in rows])
+    _check_all(out, {seed.seed: seed for seed in found[1:]}, rows, found[0].origin)
     return conclude(out, recipe, asked, rows, found, display)
 
 
 def brought_seeds(
     out: Path, wanted: Iterable[int], recipe: Recipe, rows: Sequence[Row]
-) -> list[int]:
+) -> dict[int, Seed]:
     """Seeds of which the file is here and the run is not: they were trained elsewhere.
 
     Raises:
         UserError: one of them does not belong here.
     """
-    brought = [
-        seed
+    brought = {
+        seed: Seed.read(path_of(out, seed))
         for seed in wanted
         if path_of(out, seed).exists() and not (out / f"seed-{seed}").exists()
-    ]
-    for seed in brought:
-        path = path_of(out, seed)
-        Seed.read(path).check(path, {"recipe": shared(recipe)}, [row.name for row in rows])
+    }
+    _check_all(out, brought, rows, {"recipe": shared(recipe)})
+    if brought:
+        _check_all(out, brought, rows, next(iter(brought.values())).origin)
     return brought
+
+
+def _check_all(
+    out: Path, seeds: Mapping[int, Seed], rows: Sequence[Row], origin: Mapping[str, Any]
+) -> None:
+    """That seeds agree with an origin, and made these rows by these rules."""
+    for number, seed in seeds.items():
+        seed.check(path_of(out, number), origin, {row.name: row.rule for row in rows})
 
 
 def _check_folder(out: Path) -> None:
@@ -228,7 +245,7 @@ def lend(first: Path, other: Path) -> None:
     """
     for name, folder in RunFolder(first).current().items():
         target = other / "stages" / folder
-        if name in LENT and not target.exists():
+        if name in evidence.MADE_ONCE and not target.exists():
             temporary = target.with_name(f".{folder}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             left_out = shutil.ignore_patterns("timing.json")
@@ -250,10 +267,7 @@ def planned(recipe: Recipe, asked: Asked) -> list[Row]:
     undenoised = Row("undenoised", "hard negatives, not denoised", hard_step, UNDENOISED)
     rows = [_group(asked.in_batch), undenoised]
     rows += [_also(name) for name in asked.also]
-    for name in asked.weights:
-        # Whole: how many layers of the recipe's weights are kept says nothing about others.
-        settings = (f"model.dual.weights={json.dumps(name)}", "model.dual.layers=null")
-        rows.append(Row(f"weights_{_slug(name)}", f"dual_0 from {name}", other_weights, settings))
+    rows += [_whole(name) for name in whole_weights(recipe, asked)]
     if "negatives" in asked.figures:
         rows += [_group(size) for size in groups(recipe) if size != asked.in_batch]
     if "augmented" in asked.figures:
@@ -267,14 +281,25 @@ def planned(recipe: Recipe, asked: Asked) -> list[Row]:
     return rows
 
 
+def whole_weights(recipe: Recipe, asked: Asked) -> list[str]:
+    """Initial weights that dual_0 is trained from once more. Of all of them every layer is kept:
+    how many of the recipe's are says nothing about others. Where it leaves some out, its own are
+    trained whole as well, for what others are compared with must be as deep as they are."""
+    mine, names = recipe.model.dual, list(asked.weights)
+    if names and mine.layers is not None and mine.weights not in names:
+        names.insert(0, mine.weights)
+    return names
+
+
 def _check(recipe: Recipe, asked: Asked) -> None:
     for kind, names, known in (
-        ("--also", asked.also, [*VARIANTS, LONGER]),
+        ("--also", asked.also, [*VARIANTS, LONGER, BY_LOT]),
         ("--figure", asked.figures, list(FIGURES)),
     ):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"{kind} {unknown[0]!r}: there are {', '.join(known)}.")
-    slugs = tuple(_slug(name) for name in asked.weights)
+    whole = whole_weights(recipe, asked)
+    slugs = tuple(_slug(name) for name in whole)
     for names in (asked.also, asked.figures, slugs):
         if len(set(names)) < len(names):
             raise UserError(f"the same name twice among {', '.join(names)}.")
@@ -293,7 +318,7 @@ def _check(recipe: Recipe, asked: Asked) -> None:
             f"denoise.rounds {recipe.denoise.rounds}: the rows of an ablation are of one round."
             " Set it to 1; `--also rounds` adds a row of two."
         )
-    for name in asked.weights:
+    for name in whole:
         if name != "tiny":
             initial_weights.resolve(name)
 
@@ -305,9 +330,19 @@ def _slug(name: str) -> str:
 def _also(name: str) -> Row:
     if name == LONGER:
         return Row(f"also_{LONGER}", "hard negatives, as many steps as dual_2", longer)
+    if name == BY_LOT:
+        return Row(f"also_{BY_LOT}", "hard negatives, as many removed, by lot", by_lot)
     words, settings = VARIANTS[name]
-    needs = (*OWN["dual_1"], "dual_1_embeddings") if name == "rounds" else ()
-    return Row(f"also_{name}", f"hard negatives {words}", hard_step, settings, needs=needs)
+    return Row(f"also_{name}", f"hard negatives {words}", hard_step, settings)
+
+
+def _whole(name: str) -> Row:
+    settings = (f"model.dual.weights={json.dumps(name)}", "model.dual.layers=null")
+    return Row(_weights_row(name), f"dual_0 from {name}, all layers", other_weights, settings)
+
+
+def _weights_row(name: str) -> str:
+    return f"weights_{_slug(name)}"
 
 
 def _group(size: int) -> Row:
@@ -325,8 +360,15 @@ def groups(recipe: Recipe) -> list[int]:
 # --------------------------------------------------------------------------------- making rows
 
 
-def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset) -> Seed:
-    """A whole run, then the other rows: what was measured and what it took."""
+def one_seed(
+    told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset,
+    agree: Callable[[Mapping[str, Any]], None],
+) -> Seed:  # fmt: skip
+    """A whole run, then the other rows: what was measured and what it took.
+
+    Args:
+        agree: raises where seeds that were brought are of another origin; asked before training.
+    """
     artifacts.write_text(flow.folder.path / "recipe.yaml", recipes.dump(told))
     ready = preparation.prepare(flow, dataset)
     if "test" not in ready.tables.chosen:
@@ -335,25 +377,47 @@ def one_seed(told: Recipe, rows: Sequence[Row], flow: Workflow, dataset: Dataset
         for make, option in ((part_augmented, "--figure augmented"), (longer, f"--also {LONGER}")):
             if any(row.make is make for row in rows):
                 raise UserError(f"{option} needs unlabelled questions: add --unlabelled FILE.")
+    mine = origin(flow)
+    agree(mine)
     pipeline.run(flow, ready)
     results.conclude(flow)
-    own = {name: stages for name, stages in OWN.items() if name in flow.made}
+    added = {name: stages for name, stages in OWN.items() if name in flow.made}
     for row in rows:
         before = set(flow.made)
         row.make(flow, ready, row)
-        own[row.name] = (*row.needs, *(name for name in flow.made if name not in before))
-    read = ("passages", "queries", "test_queries", results.held_out(flow).name)
+        added[row.name] = tuple(name for name in flow.made if name not in before)
+    own = {name: evidence.own(name, stages) for name, stages in added.items()}
     return Seed(
         seed=told.seed,
-        origin={"recipe": shared(told), "tables": {n: flow.made[n].digest for n in read}},
+        origin=mine,
+        rows={row.name: row.rule for row in rows},
         measured={name: measured(flow, name, run) for name, run in runs_of(flow, rows)},
         groups=results.groups(flow),
-        facts={name: facts(flow, name) for name in own},
-        seconds={name: seconds(flow, name, stages) for name, stages in own.items()},
-        cross=cross_quality(flow),
-        removed=removed(flow),
+        facts={name: evidence.facts(flow, name) for name in own},
+        seconds={name: evidence.seconds(flow, stages) for name, stages in own.items()},
+        needed={
+            name: evidence.seconds(flow, stages | evidence.behind(flow, name))
+            for name, stages in own.items()
+        },
+        cross=evidence.cross_quality(flow),
+        removed=evidence.removed(flow),
         pool=dict(flow.made["both_train"].facts) if "both_train" in flow.made else None,
     )
+
+
+def origin(flow: Workflow) -> dict[str, Any]:
+    """What seeds share, known before anything is trained: recipe, data, initial weights."""
+    made = flow.made
+    read = ("passages", "queries", "qrels_train", "train_queries", "unlabelled_queries",
+            "test_queries", results.held_out(flow).name)  # fmt: skip
+    return {
+        "recipe": shared(flow.recipe),
+        "tables": {name: made[name].digest for name in read if name in made},
+        "weights": {
+            name: made[name].manifest["identity"]["inputs"]["weights"]
+            for name in ("initial", "initial_cross")
+        },
+    }
 
 
 def first_step(flow: Workflow, ready: Ready, row: Row) -> None:
@@ -375,7 +439,7 @@ def other_weights(flow: Workflow, ready: Ready, row: Row) -> None:
 def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_1 by other rules, for as many steps."""
     changed = recipes.changed(flow.recipe, row.settings)
-    told, positives = changed.steps.dual_1, _positives(flow, ready)
+    positives = _positives(flow, ready)
     run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise)
     if changed.denoise.rounds > 1:
         models = {"dual_1": flow.made["dual_1"]}
@@ -386,8 +450,50 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
         verdicts = labelling.denoise(
             flow, ready, run, flow.made["cross"], positives, changed.denoise, f"{row.name}_verdicts"
         )
+    _from_verdicts(flow, ready, row, verdicts, run, changed)
+
+
+def by_lot(flow: Workflow, ready: Ready, row: Row) -> None:
+    """dual_1 from lists of which as many were removed, of every rank, but drawn by lot: what
+    dual_1 gains over this one it owes to the cross-encoder's word on which to remove, and not to
+    deeper, or fewer, or more random negatives."""
+    run = labelling.pool(flow, ready, flow.made["dual_0_train"], flow.recipe.denoise)
+    judged = flow.made["denoise"]
+    identity = {"code": 1, "recipe": {"seed": flow.recipe.seed}, "inputs": {"of": judged.digest}}
+
+    def make() -> list[artifacts.Parts]:
+        seed = flow.recipe.seed
+        numbers = [block.number for block in judged.blocks]
+        return [{artifacts.TABLE: drawn(judged.table(n), [seed, n])} for n in numbers]
+
+    verdicts = flow.small(f"{row.name}_verdicts", identity, make, judged.facts)
+    _from_verdicts(flow, ready, row, verdicts, run, flow.recipe)
+
+
+def drawn(judged: pa.Table, seed: Sequence[int]) -> pa.Table:
+    """VERDICTS with those of each rank dealt out anew among its passages without a label."""
+    generator = np.random.default_rng(seed)
+    sizes = pc.list_value_length(judged["verdicts"]).to_numpy()
+    ranks = np.concatenate([np.arange(size) for size in sizes])
+    verdicts = np.array(pc.list_flatten(judged["verdicts"]).to_pylist(), dtype=object)
+    # A positive by lot (`denoise.promote`) would be a wrong one: it is only removed.
+    verdicts[verdicts == Verdict.PSEUDO_POSITIVE.value] = Verdict.LIKELY_FALSE_NEGATIVE.value
+    free = verdicts != Verdict.LABELLED_POSITIVE.value
+    for rank in np.unique(ranks):
+        mine = np.flatnonzero(free & (ranks == rank))
+        verdicts[mine] = generator.permutation(verdicts[mine])
+    lists = np.split(verdicts, np.cumsum(sizes)[:-1])
+    return schema.with_verdicts(judged.drop_columns("verdicts"), [row.tolist() for row in lists])
+
+
+def _from_verdicts(
+    flow: Workflow, ready: Ready, row: Row, verdicts: Version, run: Version, changed: Recipe
+) -> None:
+    """Train on other verdicts for as many steps as dual_1."""
+    told = changed.steps.dual_1
     examples = learning.hard_examples(
-        flow, ready, row.name, verdicts, positives, run, told=told
+        flow, ready, row.name, verdicts, _positives(flow, ready), run, told=told,
+        fill=changed.denoise.fill,
     )  # fmt: skip
     told = equally_long(told, examples.rows, flow.made["dual_1_examples"].rows)
     finish(flow, ready, row, examples, told)
@@ -414,13 +520,22 @@ def longer(flow: Workflow, ready: Ready, row: Row) -> None:
 
 
 def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
-    """dual_2 from a share of the unlabelled questions: a larger share holds the smaller one."""
-    table = flow.made["augment"].read()
-    queries = table["query"].to_numpy()
+    """dual_2 from a share of the unlabelled questions: a larger share holds the smaller one. As
+    many epochs as dual_2, so fewer steps."""
+    judged = flow.made["augment"]
+    queries = judged.read(["query"])["query"].to_numpy()
     chosen = schema.sample(queries, round(row.share * len(queries)), flow.recipe.seed)
-    kept = table.filter(pa.array(np.isin(queries, chosen)))
-    size = flow.recipe.blocks.queries
-    pseudo = tables.as_version(flow, f"{row.name}_verdicts", kept, size)
+    rule = {"share": row.share, "seed": flow.recipe.seed}
+    identity = {"code": 1, "recipe": rule, "inputs": {"of": judged.digest}}
+
+    def make() -> list[artifacts.Parts]:
+        blocks = [judged.table(block.number) for block in judged.blocks]
+        return [
+            {artifacts.TABLE: table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))}
+            for table in blocks
+        ]
+
+    pseudo = flow.small(f"{row.name}_verdicts", identity, make)
     told = flow.recipe.steps.dual_2
     run = labelling.pool(flow, ready, flow.made["dual_0_train"], flow.recipe.denoise)
     examples = learning.hard_examples(
@@ -467,39 +582,6 @@ def measured(flow: Workflow, name: str, run: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def facts(flow: Workflow, name: str) -> dict[str, Any]:
-    """What a model was trained on."""
-    if name not in flow.made:
-        return {}
-    trained = flow.made[name].facts
-    return {field: trained[field] for field in ("steps", "rows", "negatives_per_query")}
-
-
-def seconds(flow: Workflow, name: str, stages: Sequence[str]) -> float:
-    """What a row took: training and what comes before it, not encoding and searching by it."""
-    after = (f"{name}_{end}" for end in ("embeddings", "test", "test_cells", "measures"))
-    wanted = set(stages).difference(after)
-    return float(sum(row["seconds"] for row in flow.timings() if row["stage"] in wanted))
-
-
-def cross_quality(flow: Workflow) -> dict[str, float] | None:
-    """MRR@10 on dev of dual_0's first passages, as they are and as cross orders them."""
-    if "dual_0_dev" not in flow.made:
-        return None
-    run = flow.made["dual_0_dev"].read()
-    table = flow.made["qrels_dev"].read()
-    asked = np.isin(table["query"].to_numpy(), run["query"].to_numpy())
-    retriever = measures.evaluate(run, table.filter(pa.array(asked)), ["mrr@10"])["mrr@10"]
-    return {"dual_0": retriever, "cross": flow.made["cross"].facts["dev_mrr"]}
-
-
-def removed(flow: Workflow) -> dict[str, list[float]]:
-    """Share of unlabelled passages that denoising took out, by rank (the paper's Figure 5)."""
-    found = denoised.read(flow.made["denoise"])
-    kinds = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN)
-    return {verdict.value: found.shares(verdict).tolist() for verdict in kinds}
-
-
 # ----------------------------------------------------------------------------- what came of them
 
 
@@ -531,9 +613,12 @@ def conclude(
     }
     shown["notes"] = [*report.dev_notes(split, recipe), *notes(shown)]
     times = {
-        name: {str(seed.seed): seed.seconds[name] for seed in found}
-        for name in found[0].seconds
-        if name in words
+        kind: {
+            name: {str(seed.seed): getattr(seed, field)[name] for seed in found}
+            for name in found[0].seconds
+            if name in words
+        }
+        for kind, field in (("own", "seconds"), ("needed", "needed"))
     }
     artifacts.write_json(out / "ablation.json", shown)
     artifacts.write_json(out / "times.json", times)
@@ -552,9 +637,12 @@ def rows_by_kind(rows: Sequence[Row], recipe: Recipe, asked: Asked) -> dict[str,
         (row.name for row in rows if row.make is first_step),
         key=lambda name: int(name.rpartition("_")[2]),
     )
+    whole = [row.name for row in rows if row.make is other_weights]
+    mine = recipe.model.dual
+    base = "dual_0" if mine.layers is None else _weights_row(mine.weights)
     kinds = {
         "also": [row.name for row in rows if row.name.startswith("also_")],
-        "weights": [row.name for row in rows if row.make is other_weights],
+        "weights": [base, *(name for name in whole if name != base)] if whole else [],
         "negatives": [*negatives, "dual_0"] if "negatives" in asked.figures else [],
         "augmented": [
             "dual_1", *(row.name for row in rows if row.make is part_augmented), "dual_2",
@@ -580,14 +668,17 @@ def mean_by_rank(lists: Sequence[Sequence[float]]) -> list[float]:
 def screen(shown: Mapping[str, Any], times: page.Times) -> Iterator[Table]:
     """The tables as a terminal has them."""
     titles = {kind: words[0] for kind, words in page.TABLES.items() if kind in shown}
+    names = ("row", shown["measure"], "spread", "difference", "p", "paper", "steps", "time",
+             "in all")  # fmt: skip
     first = f"{shown['questions']:,} {shown['split']} questions"
     for kind, title in {"rows": first, **titles}.items():
         table = Table(title=title, title_justify="left")
-        for name in ("row", shown["measure"], "spread", "difference", "p", "paper", "time"):
+        for name in names:
             table.add_column(name, justify="left" if name == "row" else "right")
         for row in shown[kind]:
-            took = page.mean_seconds(times, row["row"])
-            table.add_row(row["words"], *page.cells(row), "" if took is None else clock(took))
+            took = [page.mean_seconds(times[which], row["row"]) for which in page.TIMES]
+            clocks = ["" if seconds is None else clock(seconds) for seconds in took]
+            table.add_row(row["words"], *page.cells(row), page.steps(row), *clocks)
         yield table
 
 
@@ -607,6 +698,7 @@ def notes(shown: Mapping[str, Any]) -> list[str]:
             f"Warning: reranking dual_2 by the cross-encoder does not help (MRR@10"
             f" {by_name['reranked']['mean']:.4f} against {by_name['dual_2']['mean']:.4f})."
         )
+    found += _hardly_acted(by_name.get("dual_1", {}), shown.get("also", []))
     if "dual_2" in by_name and by_name["dual_2"]["steps"] != by_name["dual_1"]["steps"]:
         found.append(_longer(by_name["dual_1"], by_name["dual_2"], shown.get("augmentation")))
     if "dual_2" not in by_name:
@@ -617,6 +709,24 @@ def notes(shown: Mapping[str, Any]) -> list[str]:
             f" {pool['bm25']:,.0f} by BM25 alone, {pool['both']:,.0f} by both."
         )
     return found
+
+
+def _hardly_acted(dual_1: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Rules that had next to nothing to work with: that nothing came of them says nothing."""
+    had = dual_1.get("had", {})
+    if had and had["uncertain"] + had["removed"] < evidence.LITTLE:
+        yield (
+            f"Note: denoising could hardly act: it took {had['uncertain'] + had['removed']:.1%} of"
+            " the passages without a label out of the negatives."
+        )
+    if had and had["filled"] > 0.5:
+        yield (
+            f"Note: {had['filled']:.1%} of dual_1's hard negatives come from elsewhere"
+            " (denoise.fill): too few of a question's list are under denoise.negative_below."
+        )
+    for row in others:
+        if why := evidence.idle(row, dual_1):
+            yield f"Note: {row['row']} could hardly act: {why}."
 
 
 def _longer(
@@ -630,5 +740,5 @@ def _longer(
         return f"{told}`--also {LONGER}` trains dual_1 for as many."
     return (
         f"{told}Against dual_1 for as many steps it is {gain['difference']:+.4f}, p ="
-        f" {gain['p']:.4f}, in {gain['seeds_above']} seeds."
+        f" {gain.get('p_holm', gain['p']):.4f}, in {gain['seeds_above']} seeds."
     )

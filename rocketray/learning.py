@@ -85,12 +85,13 @@ def cross_examples(
 
 def hard_examples(
     flow: Workflow, ready: Ready, name: str, verdicts: Version, positives: Version, run: Version,
-    pseudo: Version | None = None, told: HardStep | None = None,
+    pseudo: Version | None = None, told: HardStep | None = None, fill: str | None = None,
 ) -> Version:  # fmt: skip
     """Steps 3 and 4: hard negatives by verdict; step 4 adds the pseudo-labelled queries.
 
     Args:
         told: None takes the recipe's step of this name.
+        fill: None takes the recipe's.
     """
     told = told or flow.recipe.steps.of(name)
     inputs = {"labelled": verdicts, "positives": positives, "passages": ready.tables.passages}
@@ -98,7 +99,8 @@ def hard_examples(
     if pseudo:
         inputs["unlabelled"] = pseudo
         items += [("pseudo", block.number) for block in pseudo.blocks]
-    if flow.recipe.denoise.fill == "unscored_tail":
+    fill = fill or flow.recipe.denoise.fill
+    if fill == "unscored_tail":
         inputs["run"] = run
     (examples,) = flow.bulk(
         Spec(
@@ -108,7 +110,7 @@ def hard_examples(
             settings={
                 "negatives": told.negatives,
                 "copies": told.copies,
-                "fill": flow.recipe.denoise.fill,
+                "fill": fill,
                 "first_only": flow.recipe.data.positives == "answers",
                 "seed": flow.recipe.seed,
                 **_sampling(told, flow.recipe.model.dual.temperature),

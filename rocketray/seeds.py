@@ -9,7 +9,7 @@ may be trained on several machines, and what a table rests on may be kept beside
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,19 @@ class Seed:
 
     seed: int
     origin: Mapping[str, Any]
-    """What all seeds share: `recipe`, and the digests of `tables`."""
+    """What all seeds share: `recipe`, and digests of `tables` and of initial `weights`."""
+    rows: Mapping[str, Any]
+    """By row that is no ordinary run's: the rule it was made by."""
     measured: Mapping[str, pd.DataFrame]
     """By row: a frame of measures by question."""
     groups: pd.Series
     """Of each question, as `measures.compare` takes them."""
     facts: Mapping[str, Mapping[str, Any]]
-    """By row: what its model was trained on."""
+    """By row: what its model was trained on, and what its rule had to work with."""
     seconds: Mapping[str, float]
-    """By row: what it took."""
+    """By row: what its own stages took."""
+    needed: Mapping[str, float]
+    """By row: the same with the stages of other rows that it rests on."""
     cross: Mapping[str, float] | None
     """MRR@10 on dev of dual_0's first passages, by dual_0 and by the cross-encoder."""
     removed: Mapping[str, Sequence[float]]
@@ -58,7 +62,7 @@ class Seed:
     def read(cls, path: Path) -> Seed:
         """
         Raises:
-            UserError: the file is no seed's, or is damaged.
+            UserError: the file is no seed's, is damaged, or is called after another seed.
         """
         try:
             table = artifacts.read_table(path)
@@ -68,36 +72,47 @@ class Seed:
             measured = {
                 name: frame.drop(columns="row") for name, frame in whole.groupby("row", sort=False)
             }
-            return cls(**told, measured=measured, groups=groups)
+            found = cls(**told, measured=measured, groups=groups)
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is no seed of an ablation, or is damaged"
                 f" ({type(error).__name__}: {error}). Remove it; its run can make it again."
             ) from error
+        if path_of(path.parent, found.seed) != path:
+            raise UserError(
+                f"{path} holds seed {found.seed}, and its name says another. Call it"
+                f" {path_of(path.parent, found.seed).name}, or remove it."
+            )
+        return found
 
-    def check(self, path: Path, origin: Mapping[str, Any], rows: Collection[str]) -> None:
+    def check(self, path: Path, origin: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
         """That a file from elsewhere belongs to what is asked for here.
 
         Args:
             origin: what it must agree with, or a part of that.
+            rows: the rows that are asked for, and the rule of each.
 
         Raises:
-            UserError: it was made by another recipe, from other data, or without some of the rows.
+            UserError: it was made by another recipe, from other data or weights, or without some of
+                the rows or by other rules for them.
         """
-        mine = {name: self.origin[name] for name in origin}
-        if different := artifacts.changes(mine, origin):
-            raise UserError(
-                f"{path} cannot be compared with what is asked for here: {'; '.join(different)}."
-                " Give the options that it was made with, or remove it."
-            )
         if lacking := [name for name in rows if name not in self.measured]:
             raise UserError(
                 f"{path} lacks the rows {', '.join(lacking)}. Ask for them where it was made, or"
                 " remove it."
             )
+        mine = {name: self.origin.get(name) for name in origin}
+        mine["rows"] = {name: self.rows.get(name) for name in rows}
+        if different := artifacts.changes(mine, {**origin, "rows": rows}):
+            raise UserError(
+                f"{path} cannot be compared with what is asked for here: {'; '.join(different)}."
+                " Give the options that it was made with, or remove it."
+            )
 
 
-TOLD = ("seed", "origin", "facts", "seconds", "cross", "removed", "pool")
+TOLD = (
+    "seed", "origin", "rows", "facts", "seconds", "needed", "cross", "removed", "pool",
+)  # fmt: skip
 """Fields that go into a file's metadata."""
 
 

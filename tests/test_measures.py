@@ -19,6 +19,7 @@ from rocketray.measures import (
     answer_recall,
     compare,
     evaluate,
+    interval,
     per_query,
     read_qrels_file,
     read_run,
@@ -179,6 +180,29 @@ def test_compare_aligns_by_query() -> None:
     assert compare(a, a[::-1]) == (0.0, 1.0, 2)
     with pytest.raises(ValueError, match="over the same queries"):
         compare(a, pd.Series({"x": 1.0, "z": 0.0}))
+
+
+def test_an_interval_draws_seeds_and_groups_of_queries() -> None:
+    """Every draw's mean is known, and those at the ends come in a quarter of draws or more."""
+    index = list("abcd")
+    for columns, groups, expected in [
+        ([[0.5] * 4, [0.5] * 4], None, (0.5, 0.5)),
+        ([[1.0] * 4, [-1.0] * 4], None, (-1.0, 1.0)),  # Of two seeds: both one, both the other.
+        ([[0.0, 0.0, 0.0, 1.0]], pd.Series(7, index), (0.25, 0.25)),  # One group, always drawn.
+        # Two groups, of three and one: the mean is over the drawn queries, 0, 1/4 or 1.
+        ([[0.0, 0.0, 0.0, 1.0]], pd.Series([7, 7, 7], list("cba")), (0.0, 1.0)),
+    ]:
+        found = interval(pd.DataFrame(np.array(columns).T, index), groups=groups)
+        assert found == pytest.approx(expected)
+
+
+def test_an_interval_of_many_queries_is_that_of_the_normal_distribution() -> None:
+    drawn = np.random.default_rng(5).normal(0.02, 0.2, 400)
+    low, high = interval(pd.DataFrame({"seed": drawn}))
+    error = drawn.std() / 400**0.5
+    assert low == pytest.approx(drawn.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(drawn.mean() + 1.96 * error, abs=0.2 * error)
+    assert (low, high) == interval(pd.DataFrame({"seed": drawn}))
 
 
 # ---------------------------------------------------------------------------------------- answers
