@@ -652,8 +652,17 @@ def mean_by_rank(lists: Sequence[Sequence[float]]) -> list[float]:
 def screen(shown: Mapping[str, Any], times: page.Times) -> Iterator[Table]:
     """The tables as a terminal has them."""
     titles = {kind: words[0] for kind, words in page.TABLES.items() if kind in shown}
-    names = ("row", shown["measure"], "spread", "difference", "p", "paper", "steps", "its own time",
-             "with what it needs")  # fmt: skip
+    names = (
+        "row",
+        shown["measure"],
+        "spread",
+        "difference",
+        "p",
+        "paper",
+        "steps",
+        "time",
+        "in all",
+    )
     for kind, title in {"rows": f"{shown['questions']:,} test questions", **titles}.items():
         table = Table(title=title, title_justify="left")
         for name in names:
