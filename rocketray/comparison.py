@@ -253,7 +253,7 @@ def claim(
 def in_steps(better: Measured, worse: Measured) -> str:
     """How much longer one was trained than the other, in a sentence; empty where it was not."""
     steps, others = better.counted("steps"), worse.counted("steps")
-    if steps is None or others is None or steps == others:
+    if steps is None or others is None or round(steps) == round(others):
         return ""
     return f" {better.name} trains {steps:,.0f} steps, {worse.name} {others:,.0f}."
 

@@ -223,7 +223,7 @@ def autoscaling() -> Any:
     """What Ray's autoscaler has written down: the second one, which `ray up` starts. Of the first
     one, and of none, nothing."""
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Compiled.
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     client, reply = (
