@@ -63,9 +63,8 @@ def run(
 
 def _trains(folder: RunFolder, until: str | None) -> bool:
     """Whether training is still to come: else a smaller cluster than the recipe's will do."""
-    stages = pipeline.STAGES
-    far_enough = until is None or stages.index(until) >= stages.index("dual_0")
-    return far_enough and "dual_2" not in folder.current()
+    before = pipeline.STAGES[: pipeline.STAGES.index("dual_0")]
+    return until not in before and "dual_2" not in folder.current()
 
 
 def say_departures(recipe: recipes.Recipe, display: Display) -> None:

@@ -104,7 +104,7 @@ def test_either_of_two_is_the_papers(override: str) -> None:
 
 def test_what_dev_questions_choose() -> None:
     assert chosen_on_dev(load("msmarco", ["steps.dual_1.patience=1"])) == []
-    told = load("ablate", ["denoise.calibration=temperature"])
+    told = load("ablate", ["steps.cross.evaluations=2", "denoise.calibration=temperature"])
     assert chosen_on_dev(told) == ["steps.cross.evaluations", "denoise.calibration"]
 
 

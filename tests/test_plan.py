@@ -328,7 +328,13 @@ PLANNED = {
 
 
 def squad() -> Task:
-    recipe = recipes.load("ablate")
+    """By the recipe as it was in that hour."""
+    recipe = recipes.load(
+        "ablate",
+        ["data.labelled=2500", "steps.cross.queries=2000", "steps.cross.evaluations=2",
+         "denoise.depth=6", "denoise.fill=random", "augment.queries=2500", "evaluate.rerank=5",
+         "evaluate.dev_passages=1500"],
+    )  # fmt: skip
     small = Shape(6, 384, 1536)
     return Task(recipe, SQUAD.under(recipe), small, replace(small, first_token=True))
 

@@ -148,7 +148,7 @@ def test_dev_questions_measure_where_there_are_no_others(folder: RunFolder) -> N
     """MS MARCO's layout: all of it is there, and called what it is."""
     before = compared.read(folder)
     version(folder, "qrels_dev", pa.table(JUDGED, schema=QRELS))
-    folder.retire({"qrels_test"})
+    folder.set_current(instead_of={"qrels_test"})
     after = compared.read(folder)
     assert list(after[0]) == list(before[0])
     assert after[1] == before[1]
@@ -167,7 +167,7 @@ def test_dev_questions_that_chose_as_well_are_told(folder: RunFolder) -> None:
     words = "they have also chosen (steps.cross.evaluations)"
     assert words not in report.write(folder).read_text()
     version(folder, "qrels_dev", pa.table(JUDGED, schema=QRELS))
-    folder.retire({"qrels_test"})
+    folder.set_current(instead_of={"qrels_test"})
     assert words in report.write(folder).read_text()
     (folder.path / "recipe.yaml").write_text("paper: true\n")
     assert "have also chosen" not in report.write(folder).read_text()
