@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -236,27 +235,3 @@ def test_kuberay_names_groups_also_without_an_autoscaler(
     ]:
         monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", command)
         assert one.grows() is grows
-
-
-def test_elastic_training_shrinks_and_grows(nodes: Any, tmp_path: Path) -> None:
-    """Two machines, one, and two again: each time it is begun anew from a checkpoint."""
-    lost, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
-    out = tmp_path / "run"
-    settings = ("cluster.train.min_workers=1", "steps.dual_0.checkpoint_every=5")
-    address = f"cluster.address={nodes.address}"
-    with start(out, *ENDLESS, *settings, address, until="dual_0") as process:
-
-        def groups() -> list[tuple[int, bool]]:
-            """Workers of each start, and whether it began from a checkpoint."""
-            assert process.poll() is None, log_of(out).read_text()[-3000:]
-            lines = [line for log in out.glob("stages/dual_0-*/log.jsonl")
-                     for line in log.read_text().splitlines() if '"start"' in line]  # fmt: skip
-            starts = [json.loads(line)["start"] for line in lines]
-            return [(one["workers"], one["from_step"] > 0) for one in starts]
-
-        saved = "stages/dual_0-*/checkpoints/step-0000001*/state.json"
-        until(lambda: any(out.glob(saved)), "it trains and saves")
-        nodes.remove_node(lost, allow_graceful=False)
-        until(lambda: groups()[1:] == [(1, True)], "one goes on alone")
-        nodes.add_node(num_cpus=1)
-        until(lambda: groups()[2:] == [(2, True)], "two again")
