@@ -17,8 +17,7 @@ import pytest
 
 from rocketray import loop
 from rocketray.artifacts import Draft
-from rocketray.engine import bulk, poison
-from rocketray.engine import cluster as engine_cluster
+from rocketray.engine import bulk, poison, room
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.engine.cluster import connect
 from rocketray.errors import UserError
@@ -313,7 +312,7 @@ def test_a_pool_that_waits_says_so(tmp_path: Path) -> None:
         said.append(line)
         ray.kill(holder)
 
-    with mock.patch.object(engine_cluster, "PATIENCE", 1.0):
+    with mock.patch.object(room, "PATIENCE", 1.0):
         run_jobs([job(draft(tmp_path), [[1]])], cluster(1), lambda receipt: None, hear)
     assert said[0].startswith("  no worker has begun yet. 1 bulk worker asks for CPU 1; 1 machine")
     assert "(0 free)" in said[0]
