@@ -16,7 +16,7 @@ import torch
 
 from rocketray import loop
 from rocketray.artifacts import RunFolder
-from rocketray.engine import cluster, training
+from rocketray.engine import cluster, room, training
 from rocketray.errors import UserError
 from rocketray.model.job import Job
 from rocketray.progress import Display
@@ -208,9 +208,9 @@ def test_there_is_a_worker_for_each_gpu_and_none_where_torch_cannot_use_it(
     told = TrainCluster(threads=1, trackers=())
     with pytest.raises(UserError, match=f"^torch finds no GPU on {socket.gethostname()}, where"):
         training.fit(job, Cluster(train=told))
-    assert training._workers(told, cluster.asked_by(told)) == 1
+    assert room.training_workers(told, room.asked_by(told)) == 1
     on_cpus = TrainCluster(gpus=False)
-    assert training._workers(on_cpus, cluster.asked_by(on_cpus)) == 2
+    assert room.training_workers(on_cpus, room.asked_by(on_cpus)) == 2
     ray.shutdown()
 
 
