@@ -16,7 +16,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from measure import Result, line, report
 from rocketray import labelling, loop, preparation, recipe, retrieval
 from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_qrels
+from rocketray.meanwhile import meanwhile
 from rocketray.progress import Display, Meter
 from rocketray.workflow import Workflow
 
@@ -176,22 +176,16 @@ class Watch(Display):
     @contextmanager
     def peaks(self, name: str) -> Iterator[None]:
         peak = {"driver": 0, "worker": 0, "store": 0}
-        stop = threading.Event()
 
         def look() -> None:
-            going = True
-            while going:  # At the end, too: by then there are workers, however quick it was.
-                going = not stop.wait(0.25)
-                for what, now in memory().items():
-                    peak[what] = max(peak[what], now)
+            for what, now in memory().items():
+                peak[what] = max(peak[what], now)
 
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
         try:
-            yield
+            with meanwhile(look, 0.25):
+                yield
         finally:
-            stop.set()
-            thread.join()
+            look()  # By now there are workers, however quick it was.
             self.found[name] = peak
 
 

@@ -48,11 +48,10 @@ from rocketray import (
 from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.comparison import Measured, compared
-from rocketray.engine import room
 from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
 from rocketray.formats import Dataset
-from rocketray.loop import claimed, say_departures, say_warnings
+from rocketray.loop import check_room, claimed, say_departures, say_warnings
 from rocketray.model import weights as initial_weights
 from rocketray.model.order import steps_of
 from rocketray.preparation import Ready
@@ -183,7 +182,7 @@ def ablate(
             continue
         folder = out / f"seed-{seed}"
         with claimed(folder, take_over) as claim:
-            room.check(recipe.cluster, display.say)
+            check_room(recipe, claim, display)
             if seed == missing[0]:
                 say_warnings(dataset, display)
             else:

@@ -48,8 +48,7 @@ def run(
         say_departures(recipe, display)
         say_warnings(dataset, display)
         try:
-            if _trains(folder, until):
-                room.check(recipe.cluster, display.say)
+            check_room(recipe, folder, display, until)
             ready = preparation.prepare(flow, dataset)
             display.show(plan.table(recipe, ready))
             pipeline.run(flow, ready)
@@ -61,10 +60,14 @@ def run(
         return flow
 
 
-def _trains(folder: RunFolder, until: str | None) -> bool:
-    """Whether training is still to come: else a smaller cluster than the recipe's will do."""
+def check_room(
+    recipe: recipes.Recipe, folder: RunFolder, display: Display, until: str | None = None
+) -> None:
+    """Refuse what a cluster's machines can never hold, where training is still to come: else a
+    smaller cluster than the recipe's will do."""
     before = pipeline.STAGES[: pipeline.STAGES.index("dual_0")]
-    return until not in before and "dual_2" not in folder.current()
+    if until not in before and "dual_2" not in folder.current():
+        room.check(recipe.cluster, display.say)
 
 
 def say_departures(recipe: recipes.Recipe, display: Display) -> None:

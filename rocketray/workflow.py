@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from rocketray import artifacts, storage
 from rocketray.artifacts import Draft, Parts, RunFolder, Version
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.errors import UserError
+from rocketray.meanwhile import meanwhile
 from rocketray.progress import Display
 from rocketray.recipe import Recipe
 
@@ -322,7 +322,6 @@ def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[No
 
     Training runs in other processes; its log is the one channel that also survives them.
     """
-    stop = threading.Event()
     pause = storage.SECONDS if storage.mirrored(log) else 0.5
 
     def look() -> None:
@@ -330,17 +329,10 @@ def followed(log: Path, update: Callable[[dict[str, Any]], None]) -> Iterator[No
             if line := _last_line(log):
                 update(line)
 
-    def follow() -> None:
-        while not stop.wait(pause):
-            look()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(look, pause):
+            yield
     finally:
-        stop.set()
-        thread.join()
         look()
 
 

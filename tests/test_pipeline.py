@@ -29,12 +29,13 @@ from rocketray import (
     search,
 )
 from rocketray.artifacts import RunFolder, Superseded, Version
+from rocketray.engine import room
 from rocketray.errors import UserError
 from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
 from rocketray.progress import Display, Meter
-from rocketray.recipe import load
+from rocketray.recipe import Cluster, load
 from rocketray.schema import EXAMPLES, positives_of
 from rocketray.stages.pool import in_turn
 from rocketray.tables import STAGES, as_version
@@ -233,6 +234,22 @@ class Overtaken(Display):
             RunFolder(self.out).claim(take_over=True)
         with super().meter(name, total, unit, done) as meter:
             yield meter
+
+
+def test_only_what_still_trains_asks_for_room(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run needs no machines for training, nor does one that stops before it."""
+    asked: list[Cluster] = []
+    monkeypatch.setattr(room, "check", lambda cluster, say: asked.append(cluster))
+    place.run()
+    new(tmp_path / "tables").run(until="passages")
+    assert asked == []
+    new(tmp_path / "training").run(until="dual_0_examples")
+    assert asked == []
+    fresh = new(tmp_path / "fresh")
+    fresh.run(until="dual_0")
+    assert asked == [load(str(fresh.recipe)).cluster]
 
 
 def test_who_was_taken_over_stops_training(place: Place) -> None:

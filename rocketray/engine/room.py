@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 
 from rocketray.engine.cluster import connect, is_here
 from rocketray.errors import UserError
+from rocketray.meanwhile import meanwhile
 from rocketray.recipe import BulkCluster, Cluster, Reserved, TrainCluster
 
 ROOM_SECONDS = 45.0
@@ -183,25 +183,19 @@ class Room:
     def watched(self, begun: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
         """Say, once a minute, what the work inside waits for: until it has begun, and whenever the
         machines that are left could not hold it."""
-        stop = threading.Event()
+        started = False
 
-        def watch() -> None:
-            started = False
-            while not stop.wait(PATIENCE):
-                with suppress(UserError):  # A store that does not answer: the work will say so.
-                    started = started or begun()
-                if self.now() < self.workers:
-                    say(f"  waiting for machines. {self}. {hindrance(autoscaling())}")
-                elif not started:
-                    say(f"  no worker has begun yet. {self}.")
+        def look() -> None:
+            nonlocal started
+            with suppress(UserError):  # A store that does not answer: the work will say so.
+                started = started or begun()
+            if self.now() < self.workers:
+                say(f"  waiting for machines. {self}. {hindrance(autoscaling())}")
+            elif not started:
+                say(f"  no worker has begun yet. {self}.")
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with meanwhile(look, PATIENCE):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     def __str__(self) -> str:
         import ray
@@ -221,16 +215,16 @@ class Room:
 
 def autoscaling() -> Any:
     """What Ray's autoscaler has written down: the second one, which `ray up` starts. Of the first
-    one, and of none, nothing."""
+    one, of none, and of a head that does not answer now, nothing."""
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Compiled.
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+    from ray.exceptions import RpcError
 
-    client, reply = (
-        GcsClient(address=ray.get_runtime_context().gcs_address),
-        GetClusterStatusReply(),
-    )
-    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reply = GetClusterStatusReply()
+    with suppress(RpcError):  # Who waits for machines need not end for it.
+        reply.ParseFromString(client.get_cluster_status(timeout_s=10))
     return reply.autoscaling_state
 
 
