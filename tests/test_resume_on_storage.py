@@ -11,7 +11,7 @@ import pytest
 from rocketray import storage
 from rocketray.search import Searcher
 from tests import s3
-from tests.runs import ALONE, content, downloaded, finish, kill_at
+from tests.runs import ALONE, FEW, content, downloaded, finish, kill_at
 from tests.s3 import Node
 
 PLACES = (
@@ -19,8 +19,6 @@ PLACES = (
     "stages/dual_0_train_scored-*/receipts/00001.json",
     "stages/dual_2-*/best/*/state.json",
 )
-FEW = ("steps.dual_0.evaluations=1", "steps.cross.evaluations=1", "steps.cross.epochs=1")
-"""With Ray, where starts take the time: how well it learns is not asked."""
 
 
 def check(out: Path, undisturbed: Path, folder: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 from rocketray import artifacts
 from tests import heads
 from tests.heads import Head, until
-from tests.runs import ALONE, content
+from tests.runs import ALONE, FEW, content
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ON_RAY = (
+    *FEW,
     "cluster.train.threads=1",
     "cluster.bulk.actors=0",
     # Long enough to be stopped in the middle.

@@ -21,7 +21,7 @@ from rocketray.report.denoised import Passage, cut, fetch, readable
 from rocketray.schema import positives_of, sample
 
 MODELS = ("initial", "bm25", "dual_0", "dual_1", "dual_2")
-"""Whose runs over those questions a folder may hold, in order."""
+"""Whose runs over those questions a folder of one round may hold, in order."""
 DEPTH = 10
 """A relevant passage beyond it counts nothing, as in MRR@10."""
 CURVE = 100
@@ -95,7 +95,9 @@ class Compared:
     losses: Sequence[Case]
 
 
-def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
+def read(
+    folder: RunFolder, models: Sequence[str] = MODELS
+) -> tuple[Mapping[str, Found], Compared | None]:
     """What each model found, in order; and the last dual encoder against dual_0 (against the
     initial weights where there is no later one). Empty and None where nothing was retrieved."""
     names = folder.current()
@@ -106,9 +108,9 @@ def read(folder: RunFolder) -> tuple[Mapping[str, Found], Compared | None]:
     if "test_queries" in names:  # The others of them were not asked (`evaluate.queries`).
         asked = folder.version("test_queries").read()["query"].to_pylist()
         relevant = {query: relevant[query] for query in sorted(asked)}
-    runs = {model: f"{model}_test" for model in MODELS if f"{model}_test" in names}
+    runs = {model: f"{model}_test" for model in models if f"{model}_test" in names}
     every = {model: found(folder.version(name), relevant) for model, name in runs.items()}
-    after = next((model for model in reversed(MODELS) if model in every), None)
+    after = next((model for model in reversed(models) if model in every), None)
     before = next((m for m in ("dual_0", "initial") if m in every and m != after), None)
     texts = {"queries", "passages"} <= names.keys()
     if not (relevant and before and after and after != "bm25" and texts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -240,7 +241,8 @@ def recall(curves: Mapping[str, np.ndarray]) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
-        looks = ((INK, ":"), (INK, "--"), (ORANGE, "--"), (BLUE, "--"), (BLUE, "-"))
+        looks = cycle(((INK, ":"), (INK, "--"), (ORANGE, "--"), (BLUE, "--"), (BLUE, "-"),
+                       (ORANGE, "-"), (BLUE, "-."), (ORANGE, "-.")))  # fmt: skip
         for (name, curve_K), (colour, dashes) in zip(curves.items(), looks, strict=False):
             axes.plot(np.arange(1, len(curve_K) + 1), curve_K, color=colour, ls=dashes, label=name)
         axes.set_xscale("log")

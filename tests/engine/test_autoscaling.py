@@ -15,7 +15,7 @@ import pytest
 
 from tests import heads
 from tests.heads import Head, until
-from tests.runs import content, log_of, start
+from tests.runs import FEW, content, log_of, start
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,16 +24,13 @@ pytestmark = [
 ]
 LAST = "dual_0_train_scored"
 SETTINGS = (
+    *FEW,
     "cluster.train.workers=2",
     "cluster.train.threads=1",
     # Long enough to lose a machine in the middle.
     "blocks.passages=4",
     "blocks.queries=8",
     "steps.dual_0.epochs=12",
-    # How well it learns is not asked.
-    "steps.dual_0.evaluations=1",
-    "steps.cross.evaluations=1",
-    "steps.cross.epochs=1",
 )
 
 

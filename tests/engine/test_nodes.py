@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.heads import until
 from tests.model.training_data import TrainingData
-from tests.runs import log_of, start
+from tests.runs import ALONE, finish, log_of, start
 from tests.toys import Slow, SlowPlaced, begun
 
 pytestmark = [
@@ -37,6 +38,15 @@ ENDLESS = (
     "steps.dual_0.checkpoint_every=1000000",
 )
 """Training that two workers do for hours."""
+ELASTIC = (
+    "cluster.bulk.actors=0",
+    "cluster.train.workers=2",
+    "cluster.train.threads=1",
+    "steps.dual_0.epochs=20",
+    "steps.dual_0.evaluations=1",
+    "steps.dual_0.checkpoint_every=8",
+)
+"""Long enough to lose a machine in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +175,36 @@ def test_a_machine_that_is_to_be_taken_away_is_saved_from(nodes: Any, tmp_path: 
         until(lambda: logged('"notice"'), "it is told")
         saved = "stages/dual_0-*/checkpoints/*/state.json"
         until(lambda: any(out.glob(saved)), "it has saved")
+
+
+@pytest.mark.timeout(600)  # Two groups of workers are started, one after the other.
+def test_elastic_training_goes_on_with_fewer_machines(nodes: Any, tmp_path: Path) -> None:
+    """And comes to what one process comes to; sums are added in another order."""
+    first, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    elastic = ("cluster.train.min_workers=1", f"cluster.address={nodes.address}")
+    with start(out, *ELASTIC, *elastic, until="dual_0") as process:
+        saved = "stages/dual_0-*/checkpoints/*/state.json"
+        until(lambda: any(out.glob(saved)) or process.poll() is not None, "it has saved", 200)
+        nodes.remove_node(first, allow_graceful=False)
+        assert process.wait(timeout=300) == 0, log_of(out).read_text()[-3000:]
+    finish(alone, *ELASTIC, *ALONE, until="dual_0")
+    starts = [record["start"] for record in logged(out) if "start" in record]
+    assert [begun["workers"] for begun in starts] == [2, 1]
+    assert starts[1]["from_step"] > 0
+    mine, theirs = losses(out), losses(alone)
+    assert mine.keys() == theirs.keys()
+    assert [mine[step] for step in theirs] == pytest.approx([*theirs.values()], rel=1e-4)
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    (log,) = out.glob("stages/dual_0-*/log.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def losses(out: Path) -> dict[int, float]:
+    """By step; what was done again counts as it came out last."""
+    return {record["step"]: record["loss"] for record in logged(out) if "loss" in record}
 
 
 def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> None:

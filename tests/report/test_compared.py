@@ -11,7 +11,8 @@ import pytest
 
 from rocketray import report
 from rocketray.artifacts import RunFolder, write_json
-from rocketray.report import compared
+from rocketray.recipe import parse
+from rocketray.report import compared, plots
 from rocketray.report.compared import Found, chance, first_words, lengths, slices
 from rocketray.schema import PASSAGES, QRELS, QUERIES, RUN
 from tests.report.test_report import version
@@ -52,6 +53,19 @@ def test_ranks_and_recall_are_those_of_the_lists(folder: RunFolder) -> None:
     # Question 0 has its one passage at 2; question 1 one of two at 1, the other at 3; 2 has none.
     assert dual_0.recall_K == pytest.approx(np.array([0.5, 1.5, 2]) / 3)
     assert dual_2.rank_Q.tolist() == [1, 0, 0]  # A passage judged 0 is not relevant.
+
+
+def test_a_second_round_has_its_own_curve(folder: RunFolder) -> None:
+    version(folder, "dual_1_test", run([0], [1], [2]))
+    version(folder, "dual_1_round_2_test", run([1], [1], [2]))
+    version(folder, "bm25_test", run([2], [1], [2]))
+    told = parse({"denoise": {"rounds": 2}}, "two rounds").denoise
+    every, _ = compared.read(folder, tuple(report.models(told)))
+    names = ["initial", "bm25", "dual_0", "dual_1", "dual_1_round_2", "dual_2"]
+    assert list(every) == names
+    assert every["dual_1_round_2"].first_Q.tolist() == [1, 1, 2]
+    drawn = plots.recall({name: one.recall_K for name, one in every.items()})
+    assert all(f">{name}</text>" in drawn for name in names)
 
 
 def test_questions_that_were_not_asked_do_not_count(folder: RunFolder) -> None:
