@@ -51,6 +51,7 @@ from rocketray.comparison import Measured, compared
 from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
 from rocketray.formats import Dataset
+from rocketray.learning import cross_quality
 from rocketray.loop import check_room, claimed, say_departures, say_warnings
 from rocketray.model import weights as initial_weights
 from rocketray.model.order import steps_of
@@ -398,7 +399,7 @@ def one_seed(
             name: evidence.seconds(flow, stages | evidence.behind(flow, name))
             for name, stages in own.items()
         },
-        cross=evidence.cross_quality(flow),
+        cross=cross_quality(flow),
         removed=evidence.removed(flow),
         pool=dict(flow.made["both_train"].facts) if "both_train" in flow.made else None,
     )

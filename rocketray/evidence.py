@@ -25,7 +25,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rocketray import measures
 from rocketray.artifacts import Version
 from rocketray.report import denoised
 from rocketray.schema import Verdict
@@ -172,17 +171,6 @@ def seconds(flow: Workflow, stages: Collection[str]) -> float:
 
 
 # ----------------------------------------------------------------------------- whom denoising asks
-
-
-def cross_quality(flow: Workflow) -> dict[str, float] | None:
-    """MRR@10 on dev of dual_0's first passages, as they are and as cross orders them."""
-    if "dual_0_dev" not in flow.made:
-        return None
-    run = flow.made["dual_0_dev"].read()
-    table = flow.made["qrels_dev"].read()
-    asked = np.isin(table["query"].to_numpy(), run["query"].to_numpy())
-    retriever = measures.evaluate(run, table.filter(pa.array(asked)), ["mrr@10"])["mrr@10"]
-    return {"dual_0": retriever, "cross": flow.made["cross"].facts["dev_mrr"]}
 
 
 def removed(flow: Workflow) -> dict[str, list[float]]:

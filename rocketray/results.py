@@ -13,6 +13,7 @@ from rich.table import Table
 from rocketray import artifacts, measures, report, schema, storage
 from rocketray.artifacts import Version
 from rocketray.evaluation import ANSWER_DEPTHS, MEASURES
+from rocketray.learning import cross_quality
 from rocketray.progress import clock
 from rocketray.schema import Verdict
 from rocketray.workflow import Workflow
@@ -234,6 +235,11 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
     made, rounds = flow.made, flow.recipe.denoise
     if "dual_0" in made:
         yield "negatives per question", f"{made['dual_0'].facts['negatives_per_query']:,} in dual_0"
+    if "cross" in made and (quality := cross_quality(flow)):
+        yield (
+            "cross-encoder on dev",
+            f"MRR@10 {quality['cross']:.4f} where dual_0 has {quality['dual_0']:.4f}",
+        )
     if "both_train" in made:
         yield "candidates", _found_by(made["both_train"].facts)
     for number, stage in enumerate(rounds.in_rounds("denoise"), start=1):

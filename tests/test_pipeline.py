@@ -21,7 +21,9 @@ from rocketray import (
     calibration,
     cli,
     labelling,
+    learning,
     loop,
+    measures,
     pipeline,
     preparation,
     report,
@@ -36,7 +38,7 @@ from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
 from rocketray.progress import Display, Meter
 from rocketray.recipe import Cluster, load
-from rocketray.schema import EXAMPLES, positives_of
+from rocketray.schema import EXAMPLES, RUN, positives_of
 from rocketray.stages.pool import in_turn
 from rocketray.tables import STAGES, as_version
 from rocketray.verbs.named import slug
@@ -189,6 +191,35 @@ def test_a_deeper_trec_file_is_written(place: Place) -> None:
     assert remade(place.run("evaluate.trec_depth=3")) == {"metrics"}
     lines = (place.out / "runs" / "dual_2.trec").read_text().splitlines()
     assert {line.split()[3] for line in lines} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(("cross", "weak"), [(0.4, True), (0.6, False)])
+def test_a_weak_cross_encoder_is_said_before_it_scores(
+    cross: float, weak: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, quality = io.StringIO(), {"dual_0": 0.5, "cross": cross}
+    monkeypatch.setattr(learning, "cross_quality", lambda flow: quality)
+    place.run(until="cross", display=Display(Console(file=said, width=200)))
+    note = "no better than dual_0 (MRR@10 0.4000 against 0.5000), so its verdicts may be weak"
+    assert (note in said.getvalue()) == weak
+
+
+def test_a_cross_encoder_is_judged_by_what_it_reranks(place: Place) -> None:
+    """As trec_eval would judge dual_0's lists, cut where those of cross are."""
+    flow = place.run()
+    run = flow.made["dual_0_dev"].read()
+    depth = flow.recipe.evaluate.dev_rerank
+    lists = [rows[:depth] for rows in run["passages"].to_pylist()]
+    scores = [rows[:depth] for rows in run["scores"].to_pylist()]
+    cut = pa.table([run["query"], lists, scores], schema=RUN)
+    expected = measures.evaluate(cut, flow.made["qrels_dev"].read(), ["mrr@10"])["mrr@10"]
+    dev_mrr = flow.made["cross"].facts["dev_mrr"]
+    assert learning.cross_quality(flow) == {
+        "dual_0": pytest.approx(expected), "cross": dev_mrr,
+    }  # fmt: skip
+    counts = dict(json.loads((place.out / "summary.json").read_text())["counts"])
+    said = f"MRR@10 {dev_mrr:.4f} where dual_0 has {expected:.4f}"
+    assert counts["cross-encoder on dev"] == said
 
 
 def test_promoted_passages_count_as_removed(place: Place) -> None:
