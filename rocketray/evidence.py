@@ -170,7 +170,7 @@ def seconds(flow: Workflow, stages: Collection[str]) -> float:
     return float(sum(row["seconds"] for row in flow.timings() if row["stage"] in stages))
 
 
-# ----------------------------------------------------------------------------- whom denoising asks
+# -------------------------------------------------------------------------- what denoising took out
 
 
 def removed(flow: Workflow) -> dict[str, list[float]]:
