@@ -181,8 +181,7 @@ def train_cross(
         "query_tokens": ready.cross_tokens.queries,
         "passage_tokens": ready.cross_tokens.passages,
     }
-    dev = _cross_dev(flow, ready, run.get("dev"))
-    cross = train(flow, "cross", "cross", told, inputs, dev, cross_settings(told))
+    cross = train(flow, "cross", "cross", told, inputs, _cross_dev(flow), cross_settings(told))
     # Said before hours of scoring, whose verdicts would be worth as little.
     if (quality := cross_quality(flow)) and quality["cross"] <= quality["dual_0"]:
         flow.display.say(
@@ -195,16 +194,12 @@ def train_cross(
 
 def cross_quality(flow: Workflow) -> dict[str, float] | None:
     """MRR@10 on dev of dual_0's first passages, as they are and as cross orders them."""
-    cross = flow.made["cross"].facts["dev_mrr"]
-    if "dual_0_dev" not in flow.made or cross is None:
+    dev, cross = _cross_dev(flow), flow.made["cross"].facts["dev_mrr"]
+    if dev is None or dev.candidates is None or cross is None:
         return None
-    run = flow.made["dual_0_dev"].read()
-    positives = schema.positives_of(flow.made["qrels_dev"].read())
-    depth = min(flow.recipe.evaluate.dev_rerank, CUTOFF)
-    lists = zip(run["query"].to_pylist(), run["passages"].to_pylist(), strict=True)
     found = [
-        reciprocal_rank_of(np.array(passages[:depth]), np.array(positives[query]))
-        for query, passages in lists
+        reciprocal_rank_of(passages[:CUTOFF], relevant)
+        for passages, relevant in zip(dev.candidates, dev.relevant, strict=True)
     ]
     return {"dual_0": float(np.mean(found)), "cross": cross}
 
@@ -307,12 +302,12 @@ def dual_dev(flow: Workflow, tables: Tables) -> Dev | None:
     return Dev(queries=queries, relevant=relevant, pool=pool)
 
 
-def _cross_dev(flow: Workflow, ready: Ready, run: Version | None) -> Dev | None:
+def _cross_dev(flow: Workflow) -> Dev | None:
     """Dev questions whose top passages by dual_0 are to be reranked."""
-    if run is None:
+    if "dual_0_dev" not in flow.made:
         return None
-    positives = schema.positives_of(ready.tables.qrels["dev"].read())
-    table = run.read()
+    positives = schema.positives_of(flow.made["qrels_dev"].read())
+    table = flow.made["dual_0_dev"].read()
     queries = table["query"].to_numpy()
     depth = flow.recipe.evaluate.dev_rerank
     return Dev(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rocketray import storage
 
@@ -53,6 +55,13 @@ def start(
 def _hear_interrupts() -> None:
     """A shell's background job ignores SIGINT, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def training_log(out: Path, stage: str) -> list[dict[str, Any]]:
+    """What a training has logged so far, line by line."""
+    (log,) = out.glob(f"stages/{stage}-*/log.jsonl")
+    whole, _, _ = log.read_text().rpartition("\n")  # What follows is being written.
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def log_of(out: Path) -> Path:

@@ -126,7 +126,7 @@ def page(folder: RunFolder) -> dict[str, Any]:
     thresholds = _thresholds(told, version)
     measured = denoised.read(version) if version else None
     split = schema.held_out(folder.current())
-    found, questions = compared.read(folder, tuple(models(rules)))
+    found, questions = compared.read(folder, list(models(rules)))
     found = {model: one for model, one in found.items() if len(one.recall_K)}
     return {
         "summary": summary,

@@ -20,8 +20,6 @@ from rocketray.artifacts import RunFolder, Version
 from rocketray.report.denoised import Passage, cut, fetch, readable
 from rocketray.schema import positives_of, sample
 
-MODELS = ("initial", "bm25", "dual_0", "dual_1", "dual_2")
-"""Whose runs over those questions a folder of one round may hold, in order."""
 DEPTH = 10
 """A relevant passage beyond it counts nothing, as in MRR@10."""
 CURVE = 100
@@ -95,11 +93,13 @@ class Compared:
     losses: Sequence[Case]
 
 
-def read(
-    folder: RunFolder, models: Sequence[str] = MODELS
-) -> tuple[Mapping[str, Found], Compared | None]:
+def read(folder: RunFolder, models: Sequence[str]) -> tuple[Mapping[str, Found], Compared | None]:
     """What each model found, in order; and the last dual encoder against dual_0 (against the
-    initial weights where there is no later one). Empty and None where nothing was retrieved."""
+    initial weights where there is no later one). Empty and None where nothing was retrieved.
+
+    Args:
+        models: whose runs over those questions the folder may hold, in order.
+    """
     names = folder.current()
     split = schema.held_out(names)
     if split is None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests import heads
 from tests.heads import Head, until
-from tests.runs import FEW, content, log_of, start
+from tests.runs import FEW, content, log_of, start, training_log
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,8 +52,7 @@ def maker(out: Path, stage: str) -> int:
 
 def trainer(out: Path, stage: str) -> int:
     """The process of the last training worker."""
-    (log,) = out.glob(f"stages/{stage}-*/log.jsonl")
-    return int(json.loads(log.read_text().splitlines()[0])["start"]["pids"][-1])
+    return int(training_log(out, stage)[0]["start"]["pids"][-1])
 
 
 LOSSES: list[tuple[str, str, Callable[[Path, str], int]]] = [
@@ -102,6 +101,5 @@ def check_log(out: Path) -> None:
     asked = "2 training workers ask for CPU 1 each; "
     # The machine of the blocks is still there, or was idle for too long.
     assert re.search(rf"{re.escape(waits + asked)}[12] machines? with CPU [01] ", said)
-    (log,) = out.glob("stages/dual_0-*/log.jsonl")
-    starts = [json.loads(line) for line in log.read_text().splitlines() if '"start"' in line]
+    starts = [line for line in training_log(out, "dual_0") if "start" in line]
     assert [line["start"]["from_step"] > 0 for line in starts] == [False, True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from rocketray.errors import UserError
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.heads import until
 from tests.model.training_data import TrainingData
-from tests.runs import ALONE, finish, log_of, start
+from tests.runs import ALONE, finish, log_of, start, training_log
 from tests.toys import Slow, SlowPlaced, begun
 
 pytestmark = [
@@ -189,7 +188,7 @@ def test_elastic_training_goes_on_with_fewer_machines(nodes: Any, tmp_path: Path
         nodes.remove_node(first, allow_graceful=False)
         assert process.wait(timeout=300) == 0, log_of(out).read_text()[-3000:]
     finish(alone, *ELASTIC, *ALONE, until="dual_0")
-    starts = [record["start"] for record in logged(out) if "start" in record]
+    starts = [line["start"] for line in training_log(out, "dual_0") if "start" in line]
     assert [begun["workers"] for begun in starts] == [2, 1]
     assert starts[1]["from_step"] > 0
     mine, theirs = losses(out), losses(alone)
@@ -197,14 +196,9 @@ def test_elastic_training_goes_on_with_fewer_machines(nodes: Any, tmp_path: Path
     assert [mine[step] for step in theirs] == pytest.approx([*theirs.values()], rel=1e-4)
 
 
-def logged(out: Path) -> list[dict[str, Any]]:
-    (log,) = out.glob("stages/dual_0-*/log.jsonl")
-    return [json.loads(line) for line in log.read_text().splitlines()]
-
-
 def losses(out: Path) -> dict[int, float]:
     """By step; what was done again counts as it came out last."""
-    return {record["step"]: record["loss"] for record in logged(out) if "loss" in record}
+    return {line["step"]: line["loss"] for line in training_log(out, "dual_0") if "loss" in line}
 
 
 def test_an_accelerator_is_found_among_others(nodes: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rocketray.report.compared import Found, chance, first_words, lengths, slice
 from rocketray.schema import PASSAGES, QRELS, QUERIES, RUN
 from tests.report.test_report import version
 
+MODELS = list(report.MODELS)
 QUESTIONS = ("Who flies?", "who swims in the sea", "why")
 TEXTS = ("a bird flies", "a fish swims", "nobody knows why", "who asks")
 JUDGED = {"query": [0, 1, 1, 2], "passage": [0, 1, 3, 2], "relevance": [1, 1, 2, 0]}
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_ranks_and_recall_are_those_of_the_lists(folder: RunFolder) -> None:
-    every, _ = compared.read(folder)
+    every, _ = compared.read(folder, MODELS)
     assert list(every) == ["initial", "dual_0", "dual_2"]
     dual_0, dual_2 = every["dual_0"], every["dual_2"]
     assert dual_0.first_Q.tolist() == [1, 1, -1]
@@ -60,7 +61,7 @@ def test_a_second_round_has_its_own_curve(folder: RunFolder) -> None:
     version(folder, "dual_1_round_2_test", run([1], [1], [2]))
     version(folder, "bm25_test", run([2], [1], [2]))
     told = parse({"denoise": {"rounds": 2}}, "two rounds").denoise
-    every, _ = compared.read(folder, tuple(report.models(told)))
+    every, _ = compared.read(folder, list(report.models(told)))
     names = ["initial", "bm25", "dual_0", "dual_1", "dual_1_round_2", "dual_2"]
     assert list(every) == names
     assert every["dual_1_round_2"].first_Q.tolist() == [1, 1, 2]
@@ -70,14 +71,14 @@ def test_a_second_round_has_its_own_curve(folder: RunFolder) -> None:
 
 def test_questions_that_were_not_asked_do_not_count(folder: RunFolder) -> None:
     version(folder, "test_queries", pa.table({"query": pa.array([1, 0])}))
-    every, found = compared.read(folder)
+    every, found = compared.read(folder, MODELS)
     assert every["dual_0"].rank_Q.tolist() == [2, 1]
     assert found
     assert found.questions == 2
 
 
 def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
-    _, found = compared.read(folder)
+    _, found = compared.read(folder, MODELS)
     assert found
     assert (found.before, found.after) == ("dual_0", "dual_2")
     assert found.mrr == (0.5, pytest.approx(1 / 3))
@@ -110,7 +111,7 @@ def test_questions_without_a_relevant_passage_change_no_chance() -> None:
 def test_slices_by_overlap_leave_out_questions_without_a_relevant_passage(
     folder: RunFolder,
 ) -> None:
-    _, found = compared.read(folder)
+    _, found = compared.read(folder, MODELS)
     assert found
     overlap = [
         (s.name, s.questions, s.before, s.after) for s in found.slices if s.kind == "overlap"
@@ -160,10 +161,10 @@ def test_the_page_shows_both_sides(folder: RunFolder) -> None:
 
 def test_dev_questions_measure_where_there_are_no_others(folder: RunFolder) -> None:
     """MS MARCO's layout: all of it is there, and called what it is."""
-    before = compared.read(folder)
+    before = compared.read(folder, MODELS)
     version(folder, "qrels_dev", pa.table(JUDGED, schema=QRELS))
     folder.set_current(instead_of={"qrels_test"})
-    after = compared.read(folder)
+    after = compared.read(folder, MODELS)
     assert list(after[0]) == list(before[0])
     assert after[1] == before[1]
     write_json(folder.path / "metrics.json", {"dual_2": {"mrr@10": 0.5}})
@@ -191,13 +192,13 @@ def test_one_model_has_a_curve_but_nothing_to_stand_against(folder: RunFolder) -
     current = {"qrels_test", "queries", "passages", "initial_test"}
     path = folder.path / "current.json"
     path.write_text(json.dumps({n: v for n, v in folder.current().items() if n in current}))
-    every, found = compared.read(folder)
+    every, found = compared.read(folder, MODELS)
     assert (list(every), found) == (["initial"], None)
     assert "There are no two models to compare" in report.write(folder).read_text()
 
 
 def test_the_numbers_are_those_of_metrics_json(tiny_run: Path) -> None:
-    every, found = compared.read(RunFolder.open(tiny_run))
+    every, found = compared.read(RunFolder.open(tiny_run), MODELS)
     metrics = json.loads((tiny_run / "metrics.json").read_text())
     assert found
     for model, one in every.items():
