@@ -51,7 +51,7 @@ from rocketray.comparison import Measured, compared
 from rocketray.errors import UserError
 from rocketray.evaluation import MEASURES
 from rocketray.formats import Dataset
-from rocketray.learning import cross_quality
+from rocketray.learning import cross_quality, weakness
 from rocketray.loop import check_room, claimed, say_departures, say_warnings
 from rocketray.model import weights as initial_weights
 from rocketray.model.order import steps_of
@@ -686,13 +686,8 @@ def notes(shown: Mapping[str, Any]) -> list[str]:
     """What a reader of the tables must know, above all what makes them mean less than they seem."""
     by_name = {row["row"]: row for row in shown["rows"]}
     found = []
-    cross = shown["cross"]
-    if cross and cross["cross"] <= cross["dual_0"]:
-        found.append(
-            f"Warning: on dev the cross-encoder orders dual_0's passages no better than dual_0"
-            f" (MRR@10 {cross['cross']:.4f} against {cross['dual_0']:.4f}). Its verdicts are weak,"
-            " and denoising may look useless for that reason alone: give steps.cross more steps."
-        )
+    if shown["cross"] and (weak := weakness(shown["cross"])):
+        found.append(f"Warning: {weak} Denoising may look useless for that reason alone.")
     if "reranked" in by_name and by_name["reranked"]["mean"] <= by_name["dual_2"]["mean"]:
         found.append(
             f"Warning: reranking dual_2 by the cross-encoder does not help (MRR@10"

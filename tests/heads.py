@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 
 RAY = Path(sys.executable).with_name("ray")
 ROOT = Path(__file__).parents[1]
-SECONDS = 120.0
+SECONDS = 240.0
 """Patience with anything a head should do."""
 IDLE = 15.0
 """Seconds after which an autoscaler takes a machine back; with fewer they come and go."""

@@ -23,7 +23,7 @@ ALONE = ("cluster.train.workers=0", "cluster.bulk.actors=0", "cluster.train.thre
 """Settings for a run without Ray: everything in one process."""
 FEW = ("steps.dual_0.evaluations=1", "steps.cross.evaluations=1", "steps.cross.epochs=1")
 """With Ray, where starts take the time: how well it learns is not asked."""
-PATIENCE = 240.0
+PATIENCE = 480.0
 """Seconds until a run must have come to where it is to be killed."""
 
 

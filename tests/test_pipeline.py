@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from rocketray.errors import UserError
 from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
+from rocketray.model.dev import Dev
 from rocketray.progress import Display, Meter
 from rocketray.recipe import Cluster, load
 from rocketray.schema import EXAMPLES, RUN, positives_of
@@ -197,7 +199,7 @@ def test_a_deeper_trec_file_is_written(place: Place) -> None:
 def test_a_weak_cross_encoder_is_said_before_it_scores(
     cross: float, weak: bool, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, quality = io.StringIO(), {"dual_0": 0.5, "cross": cross}
+    said, quality = io.StringIO(), {"dual_0": 0.5, "cross": cross, "best": 0.9}
     monkeypatch.setattr(learning, "cross_quality", lambda flow: quality)
     place.run(until="cross", display=Display(Console(file=said, width=200)))
     note = "no better than dual_0 (MRR@10 0.4000 against 0.5000), so its verdicts may be weak"
@@ -214,12 +216,34 @@ def test_a_cross_encoder_is_judged_by_what_it_reranks(place: Place) -> None:
     cut = pa.table([run["query"], lists, scores], schema=RUN)
     expected = measures.evaluate(cut, flow.made["qrels_dev"].read(), ["mrr@10"])["mrr@10"]
     dev_mrr = flow.made["cross"].facts["dev_mrr"]
-    assert learning.cross_quality(flow) == {
-        "dual_0": pytest.approx(expected), "cross": dev_mrr,
-    }  # fmt: skip
+    quality = learning.cross_quality(flow)
+    assert quality
+    assert quality["dual_0"] == pytest.approx(expected)
+    assert quality["cross"] == dev_mrr <= quality["best"]
     counts = dict(json.loads((place.out / "summary.json").read_text())["counts"])
     said = f"MRR@10 {dev_mrr:.4f} where dual_0 has {expected:.4f}"
     assert counts["cross-encoder on dev"] == said
+
+
+def test_a_list_counts_as_far_as_its_tenth_and_at_best_its_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    relevant, lists = [np.array([30]), np.array([1]), np.array([99])], [np.arange(20, 32)]
+    lists += [np.arange(12)] * 2  # Found at the eleventh place, at the second, and not at all.
+    dev = Dev(np.arange(3), relevant, candidates=lists)
+    monkeypatch.setattr(learning, "_cross_dev", lambda flow: dev)
+    cross: Any = SimpleNamespace(facts={"dev_mrr": 0.5})
+    flow: Any = SimpleNamespace(made={"cross": cross})
+    expected = {"dual_0": 0.5 / 3, "cross": 0.5, "best": 2 / 3}
+    assert learning.cross_quality(flow) == pytest.approx(expected)
+
+
+def test_the_page_tells_what_the_summary_tells(place: Place) -> None:
+    """Also where another way leads to the same weights, so that nothing is measured again."""
+    place.run()
+    assert "metrics" not in remade(place.run("evaluate.dev_rerank=1"))
+    counts = dict(json.loads((place.out / "summary.json").read_text())["counts"])
+    assert counts["cross-encoder on dev"] in (place.out / "report.html").read_text()
 
 
 def test_promoted_passages_count_as_removed(place: Place) -> None:

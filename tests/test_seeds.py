@@ -45,7 +45,7 @@ def seed() -> Seed:
         facts={"dual_0": {"steps": 59, "rows": 2500, "negatives_per_query": 127.0}},
         seconds={"dual_0": 240.5},
         needed={"dual_0": 300.25},
-        cross={"dual_0": 0.436, "cross": 0.541},
+        cross={"dual_0": 0.436, "cross": 0.541, "best": 0.9},
         removed={"uncertain": [0.5, 0.25]},
         pool=None,
     )

@@ -280,7 +280,7 @@ print(*found)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_ray_takes_the_notice(tmp_path: Path, clouds: Metadata) -> None:
     """The node's id is found, and Ray's own command accepts what it is given."""
     script = hurried(tmp_path, clouds.url)

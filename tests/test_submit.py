@@ -16,7 +16,7 @@ from tests import heads
 from tests.heads import Head, until
 from tests.runs import ALONE, FEW, content
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ON_RAY = (
     *FEW,
@@ -66,7 +66,7 @@ def job(head: Head, name: str) -> dict[str, Any]:
 
 
 def ended(head: Head, name: str) -> dict[str, Any]:
-    until(lambda: job(head, name)["status"] in ENDS, f"{name} ends", 600)
+    until(lambda: job(head, name)["status"] in ENDS, f"{name} ends", 1200)
     return job(head, name)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -241,10 +240,13 @@ def recall(curves: Mapping[str, np.ndarray]) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
-        looks = cycle(((INK, ":"), (INK, "--"), (ORANGE, "--"), (BLUE, "--"), (BLUE, "-"),
-                       (ORANGE, "-"), (BLUE, "-."), (ORANGE, "-.")))  # fmt: skip
-        for (name, curve_K), (colour, dashes) in zip(curves.items(), looks, strict=False):
-            axes.plot(np.arange(1, len(curve_K) + 1), curve_K, color=colour, ls=dashes, label=name)
+        looks = ((INK, ":"), (INK, "--"), (ORANGE, "--"), (BLUE, "--"), (BLUE, "-"),
+                 (ORANGE, "-"), (BLUE, "-."), (ORANGE, "-."))  # fmt: skip
+        for number, (name, curve_K) in enumerate(curves.items()):
+            again, look = divmod(number, len(looks))  # Of many rounds the later are drawn broader.
+            colour, dashes = looks[look]
+            axes.plot(np.arange(1, len(curve_K) + 1), curve_K, color=colour, ls=dashes,
+                      lw=1.5 + 1.5 * again, label=name)  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set(xlabel="k (log)", ylabel="recall at k", ylim=(None, 1))
