@@ -230,7 +230,7 @@ def test_a_list_counts_as_far_as_its_tenth_and_at_best_its_first(
 ) -> None:
     relevant, lists = [np.array([30]), np.array([1]), np.array([99])], [np.arange(20, 32)]
     lists += [np.arange(12)] * 2  # Found at the eleventh place, at the second, and not at all.
-    dev = Dev(np.arange(3), relevant, candidates=lists)
+    dev = Dev(queries=np.arange(3), relevant=relevant, candidates=lists)
     monkeypatch.setattr(learning, "_cross_dev", lambda flow: dev)
     cross: Any = SimpleNamespace(facts={"dev_mrr": 0.5})
     flow: Any = SimpleNamespace(made={"cross": cross})
