@@ -197,7 +197,9 @@ def cross_quality(flow: Workflow) -> dict[str, float] | None:
         reciprocal_rank_of(passages[:CUTOFF], relevant)
         for passages, relevant in zip(dev.candidates, dev.relevant, strict=True)
     ]
-    holds = [np.isin(*pair).any() for pair in zip(dev.candidates, dev.relevant, strict=True)]
+    holds = [
+        reciprocal_rank_of(*pair) > 0 for pair in zip(dev.candidates, dev.relevant, strict=True)
+    ]
     return {"dual_0": float(np.mean(found)), "cross": cross, "best": float(np.mean(holds))}
 
 

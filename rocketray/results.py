@@ -28,11 +28,13 @@ def conclude(flow: Workflow) -> None:
     metrics = measure(flow, runs)
     artifacts.write_json(flow.folder.path / "metrics.json", metrics)
     summary, told = summarise(flow), flow.folder.path / "summary.json"
-    before = told.read_bytes() if storage.fetch(told) else b""
-    artifacts.write_json(told, summary)
-    page = flow.folder.path / "report.html"
-    # A model may come to the same weights by another way, which the page tells.
-    if told.read_bytes() != before or "metrics" not in flow.skipped or not storage.fetch(page):
+    page, text = flow.folder.path / "report.html", artifacts.json_text(summary)
+    # A model may come to the same weights by another way, which the page tells. An old page goes
+    # first: a run that is killed before the new one is there must not take it for that.
+    if not storage.fetch(told) or told.read_bytes() != text.encode():
+        storage.remove(page)
+    artifacts.write_text(told, text)
+    if "metrics" not in flow.skipped or not storage.fetch(page):
         for name, run in runs.items():
             write_trec(flow, name, run)
         report.write(flow.folder)
