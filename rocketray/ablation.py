@@ -49,7 +49,6 @@ from rocketray import recipe as recipes
 from rocketray.artifacts import RunFolder, Version
 from rocketray.comparison import Measured, compared
 from rocketray.errors import UserError
-from rocketray.evaluation import MEASURES
 from rocketray.formats import Dataset
 from rocketray.learning import cross_quality, weakness
 from rocketray.loop import check_room, claimed, say_departures, say_warnings
@@ -409,7 +408,7 @@ def origin(flow: Workflow) -> dict[str, Any]:
     """What seeds share, known before anything is trained: recipe, data, initial weights."""
     made = flow.made
     read = ("passages", "queries", "qrels_train", "train_queries", "unlabelled_queries",
-            "test_queries", results.held_out(flow).name)  # fmt: skip
+            "dev_queries", "qrels_dev", "test_queries", results.held_out(flow).name)  # fmt: skip
     return {
         "recipe": shared(flow.recipe),
         "tables": {name: made[name].digest for name in read if name in made},
@@ -440,7 +439,10 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
     """dual_1 by other rules, for as many steps."""
     changed = recipes.changed(flow.recipe, row.settings)
     positives = _positives(flow, ready)
-    run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise)
+    # Of both retrievers, but of another depth: the run's own pool keeps its name.
+    other = flow.recipe.denoise.pool == "both" and changed.denoise != flow.recipe.denoise
+    name = f"{row.name}_pool" if other else "both_train"
+    run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise, name=name)
     if changed.denoise.rounds > 1:
         models = {"dual_1": flow.made["dual_1"]}
         found = retrieval.retrieve(flow, ready, models, {"dual_1": ["train"]})
@@ -524,8 +526,9 @@ def part_augmented(flow: Workflow, ready: Ready, row: Row) -> None:
     many epochs as dual_2, so fewer steps."""
     judged = flow.made["augment"]
     queries = judged.read(["query"])["query"].to_numpy()
-    chosen = schema.sample(queries, round(row.share * len(queries)), flow.recipe.seed)
-    rule = {"share": row.share, "seed": flow.recipe.seed}
+    seed = flow.recipe.data_seed
+    chosen = schema.sample(queries, round(row.share * len(queries)), seed)
+    rule = {"share": row.share, "seed": seed}
     identity = {"code": 1, "recipe": rule, "inputs": {"of": judged.digest}}
 
     def make() -> list[artifacts.Parts]:
@@ -571,10 +574,11 @@ def measured(flow: Workflow, name: str, run: pa.Table) -> pd.DataFrame:
     """One row per test question, one column per measure. Kept as a version."""
     sources = ("dual_2_test", "dual_2_test_scored") if name == "reranked" else (f"{name}_test",)
     read = (*sources, results.held_out(flow).name, "test_queries")
-    identity = {"code": 1, "recipe": {}, "inputs": {n: flow.made[n].digest for n in read}}
+    told = {"measures": results.asked(flow.recipe)}
+    identity = {"code": 1, "recipe": told, "inputs": {n: flow.made[n].digest for n in read}}
 
     def make() -> list[artifacts.Parts]:
-        frame = measures.per_query(run, results.judged(flow), MEASURES).reset_index()
+        frame = measures.per_query(run, results.judged(flow), told["measures"]).reset_index()
         return [{artifacts.TABLE: pa.table({column: frame[column].to_numpy() for column in frame})}]
 
     version = flow.small(f"{name}_measures", identity, make)

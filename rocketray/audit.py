@@ -372,7 +372,8 @@ def draw(version: Version, verdicts: Sequence[str], seed: int) -> dict[str, list
         columns = (found.key_N, found.query_N, found.passage_N, found.rank_N, found.score_N,
                    found.ce_N)  # fmt: skip
         for verdict, before in drawn.items():
-            mine_N = found.having(verdict)
+            told = verdict in DENOISED
+            mine_N = found.denoised_N == DENOISED.index(verdict) if told else found.having(verdict)
             both = [np.concatenate([a, b[mine_N]]) for a, b in zip(before, columns, strict=True)]
             lucky = np.isin(both[0], schema.sample(both[0], SHOWN, seed))
             drawn[verdict] = [column[lucky] for column in both]

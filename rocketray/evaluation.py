@@ -19,7 +19,14 @@ from rocketray.measures import Hits
 from rocketray.stages.ingest import IngestPassages, IngestQueries
 
 MEASURES = ("mrr@10", "ndcg@10", "recall@10", "recall@50", "recall@1000")
+"""The usual ones: see `within`."""
 ANSWER_DEPTHS = (5, 20, 100)
+
+
+def within(depth: int) -> list[str]:
+    """The usual measures that lists of such a length tell: a recall@1000 of lists of a hundred
+    would be their recall@100. Those at 10 always."""
+    return [name for name in MEASURES if int(name.partition("@")[2]) <= max(10, depth)]
 
 
 def evaluate(
@@ -33,15 +40,15 @@ def evaluate(
     """Measures of a run file, by name, over all questions of the qrels.
 
     Args:
-        names: measures, ours or of ir-measures; None takes the usual five.
+        names: measures, ours or of ir-measures; None takes the usual five, without those that look
+            deeper than the file's longest list.
         answers, corpus: queries.jsonl with `answers` and corpus.jsonl; together they add
             `answer_recall@5`, `@20` and `@100`, over all questions with answers.
 
     Raises:
         UserError: a missing or broken file, an unknown measure, files that do not belong together.
     """
-    asked = list(names or MEASURES)
-    for name in asked:
+    for name in names or ():
         measures.parse(name)  # A misspelt name shows before large files are read.
     if (answers is None) != (corpus is None):
         raise UserError(
@@ -51,6 +58,7 @@ def evaluate(
     answers, corpus = answers and _here(answers), corpus and _here(corpus)
     run, judged = measures.read_run(run_file), measures.read_qrels_file(qrels)
     _check_same(run_file, run, qrels, judged)
+    asked = names or within(max((len(hits.pids) for hits in run.values()), default=0))
     found = measures.evaluate(run, judged, asked)
     return found | (answer_recall(run, judged, answers, corpus) if answers and corpus else {})
 

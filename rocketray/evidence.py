@@ -39,7 +39,10 @@ MADE_ONCE = (
     "bm25_train",
 )  # fmt: skip
 """Stages that no seed changes and that take time: made for the first seed, in no row's time."""
-AFTER = ("embeddings", "test", "test_cells", "measures")
+AFTER = (
+    "embeddings", "index_trained", "index", "test", "test_cells", "exact", "exact_cells",
+    "recall_queries", "recall", "measures",
+)  # fmt: skip
 """Stages that come after a row's training, to measure it, by what follows its name."""
 CUT_FROM = {"cross_chosen_examples": "cross_examples"}
 """A table that was cut out of another; its identity is its content and does not say from which."""
@@ -139,8 +142,8 @@ def idle(row: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
 
 def own(name: str, stages: Collection[str]) -> set[str]:
     """Of the stages that a row added to its run: training and what comes before it, not encoding
-    and searching by what was trained."""
-    return set(stages).difference(f"{name}_{after}" for after in AFTER)
+    and searching by what was trained, nor what is made once for all seeds."""
+    return set(stages).difference(MADE_ONCE, (f"{name}_{after}" for after in AFTER))
 
 
 def behind(flow: Workflow, name: str) -> set[str]:

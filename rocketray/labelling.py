@@ -71,7 +71,7 @@ def _scoring(recipe: Recipe, rules: Rules) -> dict[str, Any]:
 
 def pool(
     flow: Workflow, ready: Ready, run: Version, told: Rules, number: int = 1,
-    before: Version | None = None,
+    before: Version | None = None, name: str = "both_train",
 ) -> Version:  # fmt: skip
     """The lists that a round takes hard negatives from: a dual encoder's run, BM25's, or both.
 
@@ -80,6 +80,7 @@ def pool(
             before.
         number: of the round, from 1.
         before: the pool of the round before; the first has none.
+        name: what a pool of both retrievers is called in the first round.
     """
     if told.pool == "dual_0":
         return run
@@ -99,7 +100,7 @@ def pool(
         return found
     (both,) = flow.bulk(
         Spec(
-            name="both_train",
+            name=name,
             stage=Pool,
             inputs={"dense": run, "lexical": found},
             settings={"depth": depth},
@@ -177,11 +178,7 @@ def calibrated(flow: Workflow, ready: Ready, cross: Version, told: Rules) -> Rul
     scored = dev_scored(flow, ready, cross)
     if told.calibration == "none":
         return told
-    if scored is None:
-        raise UserError(
-            f"denoise.calibration is {told.calibration}, and there are no dev questions to fit it"
-            " to. Add dev judgements, or set it to none."
-        )
+    assert scored is not None  # `preparation.check_calibration`.
     pairs = calibration.labelled_pairs(scored, ready.tables.qrels["dev"].read())
     moved = calibration.moved(calibration.fit(told.calibration, pairs), _thresholds(told))
     return told.model_copy(update=moved)
@@ -208,7 +205,7 @@ def distant_positives(flow: Workflow, ready: Ready, run: Version) -> Version | N
             name="answer_positives",
             stage=AnswerPositives,
             inputs={"run": run, "queries": tables.queries, "passages": tables.passages},
-            settings={"depth": flow.recipe.steps.cross.depth},
+            settings={"depth": max(flow.recipe.steps.cross.depth, flow.recipe.denoise.depth)},
             over="run",
         )
     )

@@ -78,7 +78,8 @@ def cross_examples(
     if told.queries is None:
         return examples
     table = examples.read()
-    chosen = schema.sample(np.unique(table["query"].to_numpy()), told.queries, flow.recipe.seed)
+    queries = np.unique(table["query"].to_numpy())
+    chosen = schema.sample(queries, told.queries, flow.recipe.data_seed)
     kept = table.filter(pa.array(np.isin(table["query"].to_numpy(), chosen)))
     return as_version(flow, "cross_chosen_examples", kept)
 

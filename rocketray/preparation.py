@@ -9,6 +9,7 @@ from typing import Any
 
 from rocketray import artifacts, storage
 from rocketray.artifacts import Version
+from rocketray.errors import UserError
 from rocketray.formats import Dataset
 from rocketray.formats.generated import words
 from rocketray.model import index, weights
@@ -44,11 +45,21 @@ class Ready:
 def prepare(flow: Workflow, dataset: Dataset) -> Ready:
     """Tables, initial weights and tokens."""
     tables = read_tables(flow, dataset)
+    check_calibration(flow.recipe.denoise.calibration, tables)
     dual = initial_dual(flow, flow.recipe.model.dual)
     check_index(flow, dual)
     cross = initial_cross(flow, flow.recipe.model.cross)
     dual_tokens, cross_tokens = tokenise(flow, tables, dual, cross)
     return Ready(tables, dual, cross, dual_tokens, cross_tokens)
+
+
+def check_calibration(told: str, tables: Tables) -> None:
+    """Before anything is trained, not when thousands of pairs have been scored."""
+    if told != "none" and "dev" not in tables.chosen:
+        raise UserError(
+            f"denoise.calibration is {told}, and there are no dev questions to fit it to. Add dev"
+            " judgements, or set it to none."
+        )
 
 
 def check_index(flow: Workflow, dual: Version) -> None:

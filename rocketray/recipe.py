@@ -568,12 +568,27 @@ class Recipe(Model):
         return paper.filled(tree) if asked else tree
 
     @model_validator(mode="after")
+    def _answers(self) -> Self:
+        """A passage with an answer is no negative, and dual_0's lists alone are searched for it."""
+        told = self.denoise
+        if self.data.positives == "answers" and (told.pool != "dual_0" or told.rounds > 1):
+            raise ValueError(
+                "data.positives is answers, which are looked for in dual_0's lists alone: set"
+                " denoise.pool to dual_0 and denoise.rounds to 1, or data.positives to labelled"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scored(self) -> Self:
         if self.score.recheck is not None and self.denoise.calibration != "none":
             raise ValueError(
                 "score.recheck looks near the thresholds of denoise, which denoise.calibration"
                 f" ({self.denoise.calibration}) moves once pairs are scored: set score.recheck to"
                 " null, or denoise.calibration to none"
+            )
+        if self.denoise.off and self.steps.dual_1.mask_ce_above is not None:
+            raise ValueError(
+                "steps.dual_1.mask_ce_above masks by ce_scores, and with denoise.off there are none"
             )
         for name in ("dual_1", "dual_2"):
             told: HardStep = getattr(self.steps, name)

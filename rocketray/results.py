@@ -12,9 +12,11 @@ from rich.table import Table
 
 from rocketray import artifacts, measures, report, schema, storage
 from rocketray.artifacts import Version
-from rocketray.evaluation import ANSWER_DEPTHS, MEASURES
+from rocketray.evaluation import ANSWER_DEPTHS, MEASURES, within
 from rocketray.learning import cross_quality
 from rocketray.progress import clock
+from rocketray.recipe import Recipe
+from rocketray.retrieval import list_depths
 from rocketray.schema import Verdict
 from rocketray.workflow import Workflow
 
@@ -113,16 +115,24 @@ def per_query(
     return {name: pd.concat(parts).sort_index() for name, parts in found.items()}, depth
 
 
+def asked(recipe: Recipe) -> list[str]:
+    """The measures of its table."""
+    return within(list_depths(recipe)["test"])
+
+
 def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
     """Measures by model. Kept as a version, so that a repeated command need not measure again, nor
     write the files of the same runs, of which the depth is part."""
-    qrels = held_out(flow)
+    qrels, names = held_out(flow), asked(flow.recipe)
     inputs = {name: flow.made[_source(name)].digest for name in runs}
+    if flow.recipe.data.positives == "answers":  # Theirs stand beside the questions' texts.
+        inputs["answers"] = flow.made["queries"].digest
     identity = {
-        "code": 1,
+        "code": 2,
         "recipe": {
             "positives": flow.recipe.data.positives,
             "trec_depth": flow.recipe.evaluate.trec_depth,
+            "measures": names,
         },
         "inputs": {**inputs, "qrels": qrels.digest, "queries": flow.made["test_queries"].digest},
     }
@@ -133,12 +143,12 @@ def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str,
             (name, measure, value)
             for name, run in runs.items()
             for measure, value in {
-                **measures.evaluate(run, truth, MEASURES),
+                **measures.evaluate(run, truth, names),
                 **_answer_recall(flow, run),
             }.items()
         ]
-        names = ("model", "measure", "value")
-        columns = dict(zip(names, (list(c) for c in zip(*rows, strict=True)), strict=True))
+        header = ("model", "measure", "value")
+        columns = dict(zip(header, (list(c) for c in zip(*rows, strict=True)), strict=True))
         return [{artifacts.TABLE: pa.table(columns)}]
 
     metrics: dict[str, dict[str, float]] = {name: {} for name in runs}

@@ -100,9 +100,17 @@ def require(table: pa.Table, columns: Iterable[str], who: str) -> None:
 
 def positives_of(qrels: pa.Table) -> dict[int, list[int]]:
     """Passages with relevance above zero, by query, in the table's order."""
+    return _by_query(qrels, qrels["relevance"].to_numpy() > 0)
+
+
+def refused_of(qrels: pa.Table) -> dict[int, list[int]]:
+    """Passages that a person has judged irrelevant, by query: relevance zero or below."""
+    return _by_query(qrels, qrels["relevance"].to_numpy() <= 0)
+
+
+def _by_query(qrels: pa.Table, chosen: np.ndarray) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
-    relevant = qrels["relevance"].to_numpy() > 0
-    queries, passages = qrels["query"].to_numpy()[relevant], qrels["passage"].to_numpy()[relevant]
+    queries, passages = qrels["query"].to_numpy()[chosen], qrels["passage"].to_numpy()[chosen]
     for query, passage in zip(queries.tolist(), passages.tolist(), strict=True):
         found.setdefault(query, []).append(passage)
     return found

@@ -63,6 +63,13 @@ class Flat(NamedTuple):
         mine_N: np.ndarray = self.verdict_N == VERDICTS.index(verdict)
         return mine_N
 
+    @property
+    def denoised_N(self) -> np.ndarray:
+        """Place in DENOISED: `denoise.promote` makes a positive of what it takes for a false
+        negative, which is removed as well."""
+        promoted_N = self.having(Verdict.PSEUDO_POSITIVE)
+        return np.where(promoted_N, FALSE_NEGATIVE, self.verdict_N)
+
 
 def blocks(version: Version) -> Iterator[Flat]:
     """A scored run, with or without verdicts, block by block."""
@@ -132,9 +139,7 @@ class ByRank:
         each passage counts, None for its rank."""
         band_N = found.band_N if band_N is None else band_N
         scored_N = np.isfinite(found.ce_N)
-        # `denoise.promote` makes a positive of what it takes for a false negative.
-        promoted_N = found.having(Verdict.PSEUDO_POSITIVE)
-        verdict_N = np.where(promoted_N, FALSE_NEGATIVE, found.verdict_N)
+        verdict_N = found.denoised_N
         np.add.at(self.verdicts_VR, (verdict_N, band_N), 1)
         step_N = np.minimum((found.ce_N[scored_N] * STEPS).astype(int), STEPS - 1)
         np.add.at(self.steps_VRS, (verdict_N[scored_N], band_N[scored_N], step_N), 1)

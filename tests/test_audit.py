@@ -216,6 +216,15 @@ def test_fifty_examples_are_drawn_whatever_the_blocks(tmp_path: Path) -> None:
     assert len(whole[HARD]) == audit.SHOWN
 
 
+def test_promoted_passages_are_drawn_as_false_negatives(tmp_path: Path) -> None:
+    lists = verdicts((0, [1, 2, 3], [0.95, 0.1, 0.5], [PSEUDO, HARD, "uncertain"]))
+    drawn = audit.draw(audit.Version.open(version(tmp_path / "v", lists)), [FALSE, HARD], 1)
+    assert {name: [row["passage"] for row in rows] for name, rows in drawn.items()} == {
+        FALSE: [1],
+        HARD: [2],
+    }
+
+
 def verdicts_of(rows: list[tuple[int, list[int], list[float], list[str]]]) -> pa.Table:
     return verdicts(*rows)
 

@@ -61,9 +61,17 @@ def call(*arguments: str | Path) -> int:
 def test_the_usual_measures(files: Files) -> None:
     """q1 finds its passage at rank 2, q2 at rank 1, q3 asks and gets nothing."""
     found = evaluate(files.run, files.qrels)
-    assert list(found) == ["mrr@10", "ndcg@10", "recall@10", "recall@50", "recall@1000"]
+    assert list(found) == ["mrr@10", "ndcg@10", "recall@10"]
     assert found["mrr@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert found["recall@50"] == pytest.approx(2 / 3)
+    assert found["recall@10"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("length", "deepest"), [(49, 10), (50, 50), (999, 50), (1000, 1000)])
+def test_no_measure_looks_deeper_than_the_lists(files: Files, length: int, deepest: int) -> None:
+    lines = (f"q1 Q0 p{n} {n} {-n} tag\n" for n in range(1, length + 1))
+    files.run.write_text("".join(lines))
+    assert list(evaluate(files.run, files.qrels))[-1] == f"recall@{deepest}"
+    assert "recall@1000" in evaluate(files.run, files.qrels, ["recall@1000"])  # Asked for.
 
 
 def test_any_measure_of_ir_measures(files: Files) -> None:

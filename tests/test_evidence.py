@@ -47,6 +47,8 @@ def test_examples_are_unlike_by_query_positive_or_negatives() -> None:
 def test_measuring_a_row_is_not_what_it_took() -> None:
     stages = ("x_examples", "y_embeddings", "x", "x_embeddings", "x_test_cells", "x_test")
     assert own("x", stages) == {"x_examples", "y_embeddings", "x"}
+    made_once = ("x", "x_index_trained", "x_index", "x_exact", "x_recall", "bm25_train")
+    assert own("x", made_once) == {"x"}
 
 
 def judged(*lists: list[Verdict]) -> pa.Table:

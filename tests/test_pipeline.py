@@ -641,6 +641,7 @@ def test_calibration_needs_dev_questions(tmp_path: Path) -> None:
     (place.data / "qrels" / "dev.tsv").unlink()
     with pytest.raises(UserError, match="no dev questions to fit it to"):
         place.run("denoise.calibration=temperature", until="denoise")
+    assert "initial" not in RunFolder.open(place.out).current()  # Nothing was trained first.
 
 
 def test_hiding_too_small_a_share_hides_nothing(tmp_path: Path) -> None:

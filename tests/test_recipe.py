@@ -202,6 +202,15 @@ def test_settings_that_could_not_act_are_refused(override: str, message: str) ->
 def test_distilling_scores_that_nobody_makes_is_refused() -> None:
     with pytest.raises(UserError, match=r"steps.dual_2.loss distils .* denoise.off"):
         load("small", ["steps.dual_2.loss.kl=1", "denoise.off=true"])
+    with pytest.raises(UserError, match=r"steps.dual_1.mask_ce_above masks .* denoise.off"):
+        load("small", ["steps.dual_1.mask_ce_above=0.9", "denoise.off=true"])
+    assert load("small", ["steps.dual_2.mask_ce_above=0.9", "denoise.off=true"]).denoise.off
+
+
+@pytest.mark.parametrize("told", ["denoise.pool=bm25", "denoise.pool=both", "denoise.rounds=2"])
+def test_answers_are_looked_for_in_the_lists_of_dual_0(told: str) -> None:
+    with pytest.raises(UserError, match="looked for in dual_0's lists alone"):
+        load("nq", [told])
 
 
 def test_a_recheck_near_thresholds_that_move_is_refused() -> None:

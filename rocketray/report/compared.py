@@ -42,6 +42,8 @@ class Found:
     """Row of the first passage of each list; -1 where the list is empty."""
     rank_Q: np.ndarray
     """Rank of the first relevant passage, from 1; 0 where the list has none."""
+    hit_Q: np.ndarray
+    """Row of that passage; -1 where the list has none."""
     recall_K: np.ndarray
     """Share of the relevant passages among the first 1, 2, ... K, mean over questions."""
 
@@ -127,7 +129,8 @@ def relevant_of(qrels: Version) -> Relevant:
 def found(run: Version, relevant: Relevant) -> Found:
     """Go through a run block by block."""
     place = {query: number for number, query in enumerate(relevant)}
-    first_Q, rank_Q = np.full(len(place), -1), np.zeros(len(place), np.int64)
+    first_Q, hit_Q = np.full(len(place), -1), np.full(len(place), -1)
+    rank_Q = np.zeros(len(place), np.int64)
     gained_K = np.zeros(CURVE)
     longest = 0
     for block in run.blocks:
@@ -139,13 +142,14 @@ def found(run: Version, relevant: Relevant) -> Found:
             wanted = relevant[query]
             ranks = [rank for rank, row in enumerate(passages, start=1) if row in wanted]
             first_Q[place[query]] = passages[0]
-            rank_Q[place[query]] = ranks[0] if ranks else 0
+            if ranks:
+                rank_Q[place[query]], hit_Q[place[query]] = ranks[0], passages[ranks[0] - 1]
             for rank in ranks:
                 if rank <= CURVE:
                     gained_K[rank - 1] += 1 / len(wanted)
             longest = max(longest, len(passages))
     recall_K = gained_K[:longest].cumsum() / max(1, len(place))
-    return Found(first_Q, rank_Q, recall_K)
+    return Found(first_Q, rank_Q, hit_Q, recall_K)
 
 
 def compare(
@@ -252,9 +256,10 @@ def cases(
     chosen: Sequence[int], old: Found, new: Found, loser: Found, questions: Mapping[int, str],
     relevant: Relevant, passages: Version,
 ) -> list[Case]:  # fmt: skip
-    """Questions by their place, with the texts a person needs to judge them."""
-    rows = list(relevant)
-    answers = {place: min(relevant[rows[place]]) for place in chosen}
+    """Questions by their place, with the texts a person needs to judge them: the relevant passage
+    that the better model found, and what stands first in the list of the other."""
+    rows, winner = list(relevant), new if loser is old else old
+    answers = {place: int(winner.hit_Q[place]) for place in chosen}
     instead = {place: int(loser.first_Q[place]) for place in chosen}
     wanted = {*answers.values(), *(row for row in instead.values() if row >= 0)}
     texts = readable(passages, wanted)

@@ -103,7 +103,7 @@ class Denoised:
         self.candidates = _longer(self.candidates, depth) + _by_rank(ranks[~labelled], depth)
         found = list(self.clearest)
         for verdict in REMOVED:
-            mine = _is(verdicts, verdict)
+            mine = _removed_as(verdicts, verdict)
             self.removed[verdict] = _longer(self.removed[verdict], depth) + _by_rank(
                 ranks[mine], depth
             )
@@ -168,6 +168,15 @@ def _ranks(column: pa.ChunkedArray) -> np.ndarray:
 def _is(verdicts: pa.Array, verdict: Verdict) -> np.ndarray:
     mask: np.ndarray = pc.equal(verdicts, verdict.value).to_numpy(zero_copy_only=False)
     return mask
+
+
+def _removed_as(verdicts: pa.Array, verdict: Verdict) -> np.ndarray:
+    mine = _is(verdicts, verdict)
+    if verdict is not Verdict.LIKELY_FALSE_NEGATIVE:
+        return mine
+    # `denoise.promote` makes positives of them: removed they are as well.
+    both: np.ndarray = mine | _is(verdicts, Verdict.PSEUDO_POSITIVE)
+    return both
 
 
 def _histogram(ce_scores: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from rocketray.artifacts import Made, Version
-from rocketray.schema import VERDICTS, Verdict, count, positives_of, with_verdicts
+from rocketray.schema import VERDICTS, Verdict, count, positives_of, refused_of, with_verdicts
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ class Denoise:
 
     Beyond the paper: `filter`, a second condition on hard negatives (see `Limit`), and `promote`,
     by which a passage that would be removed as a likely false negative becomes a positive of its
-    question (relabelling, as RLHN does with language models, arXiv 2505.16967).
+    question (relabelling, as RLHN does with language models, arXiv 2505.16967); one that a person
+    has judged irrelevant is removed all the same.
     """
 
-    code = 1
+    code = 2
     light = True
 
     def __init__(
@@ -65,11 +66,12 @@ class Denoise:
         filter: Mapping[str, Any] | None = None, promote: bool = False,
     ) -> None:  # fmt: skip
         self.scored = Version.open(scored)
-        self.positives = positives_of(Version.open(positives).read())
+        qrels = Version.open(positives).read()
+        self.positives, self.refused = positives_of(qrels), refused_of(qrels)
         self.negative_below = negative_below
         self.positive_above = positive_above
         self.limit = Limit(**filter or {})
-        self.relevant = Verdict.PSEUDO_POSITIVE if promote else Verdict.LIKELY_FALSE_NEGATIVE
+        self.promote = promote
 
     def __call__(self, item: int) -> Made:
         scored = self.scored.table(item)
@@ -85,8 +87,19 @@ class Denoise:
         labelled = [passage in known for passage in passages]
         numbers = scores if self.limit.by == "score" else ce_scores
         limit = self.limit.of([s for s, own in zip(numbers, labelled, strict=True) if own])
-        rows = zip(ce_scores, labelled, numbers, strict=True)
-        return [self.judge(ce, own, number < limit) for ce, own, number in rows]
+        verdicts = [
+            self.judge(ce, own, number < limit)
+            for ce, own, number in zip(ce_scores, labelled, numbers, strict=True)
+        ]
+        if not self.promote:
+            return verdicts
+        refused = set(self.refused.get(query, []))
+        return [
+            Verdict.PSEUDO_POSITIVE
+            if verdict == Verdict.LIKELY_FALSE_NEGATIVE and passage not in refused
+            else verdict
+            for passage, verdict in zip(passages, verdicts, strict=True)
+        ]
 
     def judge(self, ce_score: float, labelled: bool, below: bool = True) -> Verdict:
         """Is this retrieved passage a safe negative? Equal to a threshold is not safe.
@@ -99,7 +112,7 @@ class Denoise:
         if ce_score < self.negative_below and below:
             return Verdict.HARD_NEGATIVE
         if ce_score > self.positive_above:
-            return self.relevant
+            return Verdict.LIKELY_FALSE_NEGATIVE
         return Verdict.UNCERTAIN
 
 

@@ -26,7 +26,7 @@ from rocketray import (
 from rocketray import recipe as recipes
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
-from rocketray.evaluation import MEASURES
+from rocketray.evaluation import within
 from rocketray.loop import claimed
 from rocketray.progress import Display
 from rocketray.recipe import Denoise as Rules
@@ -359,7 +359,7 @@ def _measured(
     found, depth = results.per_query(run, scored, judged) if judged is not None else ({}, 0)
     if not found:
         return
-    columns = [name for name in MEASURES if int(name.partition("@")[2]) <= max(10, depth)]
+    columns = within(depth)
     table = Table(title=f"{len(found[run.name]):,} judged questions")
     table.title_justify = "left"
     table.add_column("run")

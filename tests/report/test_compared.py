@@ -50,6 +50,7 @@ def test_ranks_and_recall_are_those_of_the_lists(folder: RunFolder) -> None:
     dual_0, dual_2 = every["dual_0"], every["dual_2"]
     assert dual_0.first_Q.tolist() == [1, 1, -1]
     assert dual_0.rank_Q.tolist() == [2, 1, 0]
+    assert dual_0.hit_Q.tolist() == [0, 1, -1]
     assert dual_0.mrr_Q.tolist() == [0.5, 1, 0]
     # Question 0 has its one passage at 2; question 1 one of two at 1, the other at 3; 2 has none.
     assert dual_0.recall_K == pytest.approx(np.array([0.5, 1.5, 2]) / 3)
@@ -92,10 +93,20 @@ def test_the_last_model_stands_against_dual_0(folder: RunFolder) -> None:
     assert (loss.relevant.text, loss.instead.text) == ("a fish swims", "nobody knows why")
 
 
+def test_of_several_relevant_passages_the_one_is_shown_that_was_found(folder: RunFolder) -> None:
+    """Question 1 has passages 1 and 3; dual_2 finds 3 first and dual_0 none, so 3 is shown."""
+    version(folder, "dual_0_test", run([0], [0, 2], [2]))
+    version(folder, "dual_2_test", run([0], [3, 0], [2]))
+    _, found = compared.read(folder, MODELS)
+    assert found
+    (win,) = found.wins
+    assert (win.question, win.after, win.relevant.text) == (QUESTIONS[1], 1, "who asks")
+
+
 def test_questions_about_one_passage_are_one_witness() -> None:
     """Five gains alike: only when all signs agree is a sum as large, in 2 of 32 cases. About one
     passage all signs are one."""
-    old, new = (Found(np.zeros(5), np.full(5, rank), np.zeros(1)) for rank in (2, 1))
+    old, new = (Found(np.zeros(5), np.full(5, rank), np.zeros(5), np.zeros(1)) for rank in (2, 1))
     apart = {query: {query, 9} for query in range(5)}
     together = {query: {3, query + 5} for query in range(5)}
     assert chance(old, new, apart) == pytest.approx(2 / 32, abs=0.01)
@@ -103,7 +114,9 @@ def test_questions_about_one_passage_are_one_witness() -> None:
 
 
 def test_questions_without_a_relevant_passage_change_no_chance() -> None:
-    old, new = (Found(np.zeros(6), np.array([*[rank] * 5, 0]), np.zeros(1)) for rank in (2, 1))
+    old, new = (
+        Found(np.zeros(6), np.array([*[rank] * 5, 0]), np.zeros(6), np.zeros(1)) for rank in (2, 1)
+    )
     relevant: dict[int, set[int]] = {query: {query} for query in range(5)}
     assert chance(old, new, relevant | {5: set()}) == pytest.approx(2 / 32, abs=0.01)
 
@@ -123,7 +136,7 @@ def test_slices_by_overlap_leave_out_questions_without_a_relevant_passage(
 def test_slices_hold_every_question_once() -> None:
     parts = first_words(["Who is it", "who?", "", "How so", "how", "how far"])
     assert parts == (["how", "who", "other"], [1, 1, 2, 0, 0, 0])
-    found = Found(np.zeros(6), np.array([1, 2, 0, 4, 11, 1]), np.zeros(1))
+    found = Found(np.zeros(6), np.array([1, 2, 0, 4, 11, 1]), np.zeros(6), np.zeros(1))
     rows = list(slices("first word", parts, found, found))
     assert [(s.name, s.questions, s.after) for s in rows] == [
         ("how", 3, (0.25 + 0 + 1) / 3),
@@ -137,7 +150,7 @@ def test_a_rare_first_word_has_no_slice() -> None:
 
 
 def test_no_slice_without_a_question() -> None:
-    found = Found(np.zeros(2), np.ones(2), np.zeros(1))
+    found = Found(np.zeros(2), np.ones(2), np.zeros(2), np.zeros(1))
     rows = slices("first word", first_words(["1984 was", "1984 is"]), found, found)
     assert [(s.name, s.questions) for s in rows] == [("1984", 2)]
     rows = slices("any", (["none", "one"], [-1, 1]), found, found)

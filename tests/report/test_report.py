@@ -349,6 +349,16 @@ def test_removals_by_rank(folder: RunFolder) -> None:
     assert counted.removals == 4
 
 
+def test_what_is_promoted_was_removed_as_a_likely_false_negative() -> None:
+    """`denoise.promote` of 0.97 and 0.95: the same page as without."""
+    promoted, plain = denoised.Denoised(), denoised.Denoised()
+    for counted, verdict in ((promoted, Verdict.PSEUDO_POSITIVE), (plain, FALSE)):
+        counted.add(verdicts((0, [(1, 0.97, verdict), (2, 0.95, verdict), (3, 0.02, HARD)])))
+    assert promoted.shares(FALSE).tolist() == plain.shares(FALSE).tolist() == [1, 1, 0]
+    assert promoted.clearest == plain.clearest
+    assert [r.passage for r in promoted.clearest] == [1, 2]
+
+
 def test_the_clearest_come_first(folder: RunFolder) -> None:
     """Likely false negatives by ce_score, then uncertain ones by ce_score."""
     found = denoised.read(folder.version("denoise")).clearest

@@ -149,6 +149,17 @@ def test_promoted_are_those_that_would_be_likely_false_negatives(tmp_path: Path)
     assert found == ["pseudo_positive", "labelled_positive", "uncertain"]
 
 
+def test_what_a_person_has_judged_irrelevant_is_not_promoted(tmp_path: Path) -> None:
+    """Passage 2 of question 0 is judged 0, of question 7 not at all."""
+    stage = Denoise(
+        scored=version(tmp_path / "scored", scored((0, [2, 5], [1.0, 1.0]), (7, [2], [1.0]))),
+        positives=version(tmp_path / "qrels", qrels((0, 1, 1), (0, 2, 0), (7, 3, 1))),
+        negative_below=LOW, positive_above=HIGH, promote=True,
+    )  # fmt: skip
+    found = stage(0).parts["table"]["verdicts"].to_pylist()
+    assert found == [["likely_false_negative", "pseudo_positive"], ["pseudo_positive"]]
+
+
 def test_without_denoising_a_filter_by_score_is_all_that_is_asked(tmp_path: Path) -> None:
     rows = ((0, [5, 1, 6], [1.0, 0.75, 0.5]), (7, [5], [1.0]))
     stage = TrustAll(
