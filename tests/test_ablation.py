@@ -587,3 +587,19 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen["asked"] == Asked(8, ("negatives",), ("w",), ("kl", "percpos"))
     assert seen["seeds"] == 2
     assert seen["overrides"] == ["data.hide_labels=0.5", "data.hide_positives=0.3"]
+
+
+def test_a_rows_deeper_pool_does_not_take_the_runs_place(tmp_path: Path) -> None:
+    """Of both retrievers: dual_1's lists are five deep, those of `random` as far as they go."""
+    place = Place(tmp_path)
+    recipe = place.recipe.read_text().replace(
+        "denoise: {depth: 5", "denoise: {pool: both, depth: 5"
+    )
+    place.recipe.write_text(recipe)
+    place.run(seeds=1, asked=Asked(in_batch=4, also=("random",)))
+    folder = RunFolder.open(place.out / "seed-3")
+    deepest = {
+        name: max(map(len, folder.version(name).read()["passages"].to_pylist()))
+        for name in ("both_train", "also_random_pool")
+    }
+    assert deepest["both_train"] == 5 < deepest["also_random_pool"]

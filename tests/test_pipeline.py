@@ -644,6 +644,37 @@ def test_calibration_needs_dev_questions(tmp_path: Path) -> None:
     assert "initial" not in RunFolder.open(place.out).current()  # Nothing was trained first.
 
 
+def test_mended_answers_are_measured_anew(tmp_path: Path) -> None:
+    """Every passage has an answer, then no test question's has: texts and judgements stay."""
+    place = new(tmp_path)
+    path = place.data / "queries.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    asked = set((place.data / "qrels" / "test.tsv").read_text().split())
+
+    def answered(found: list[str]) -> float:
+        texts = [row | {"answers": found if row["_id"] in asked else everywhere} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        place.run("data.positives=answers")
+        metrics = artifacts.read_json(place.out / "metrics.json")
+        return float(metrics["dual_2"]["answer_recall@20"])
+
+    corpus = (place.data / "corpus.jsonl").read_text().splitlines()
+    everywhere = [json.loads(line)["text"].split()[0] for line in corpus[:-4]]
+    assert answered(everywhere) == 1
+    assert answered(["nowhere"]) == 0
+
+
+def test_questions_of_the_cross_encoder_are_drawn_by_the_datas_seed(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    told = ("steps.cross.queries=8", "data.seed=3")
+    drawn = [
+        set(flow.made["cross_chosen_examples"].read()["query"].to_pylist())
+        for flow in (place.run(*told, f"seed={seed}", until="cross") for seed in (3, 4))
+    ]
+    assert len(drawn[0]) == 8
+    assert drawn[0] == drawn[1]
+
+
 def test_hiding_too_small_a_share_hides_nothing(tmp_path: Path) -> None:
     flow = new(tmp_path).run("data.hide_labels=0.001", until="unlabelled_queries")
     assert flow.made["qrels_hidden"].rows == 0
