@@ -368,8 +368,8 @@ def one_seed(
     Args:
         agree: raises where seeds that were brought are of another origin; asked before training.
     """
-    artifacts.write_text(flow.folder.path / "recipe.yaml", recipes.dump(told))
     ready = preparation.prepare(flow, dataset)
+    flow.tell_recipe()
     if "test" not in ready.tables.chosen:
         raise UserError("an ablation needs judged questions: add qrels/test.tsv or qrels/dev.tsv.")
     if "unlabelled" not in ready.tables.chosen:

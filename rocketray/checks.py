@@ -68,9 +68,6 @@ ASKED_TWICE = "Join them into one question with all its labels."
 NEARLY = (
     "Expect unlabelled positives: denoise (the default), and read `rocketray audit` after a run."
 )
-NOTHING_TO_ADD = (
-    "Step 4 has nothing to add: bring questions with --unlabelled FILE, or try --hide-labels 0.5."
-)
 OTHER_LANGUAGES = "Take weights that know all of them: --set model.dual.weights=NAME, and cross."
 
 UNKNOWN = "unknown"
@@ -336,6 +333,16 @@ def sizes(read: Read) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def spaced_ids(read: Read) -> Iterator[Finding]:
+    """What parts columns in TREC files."""
+    counted = {"passages": read.passages.counts, "questions": read.queries.counts}
+    numbers = {name: counts["spaced_ids"] for name, counts in counted.items()}
+    found = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
+    yield Finding(
+        "ids with a space", found, numbers, tables.SPACED if any(numbers.values()) else ""
+    )
+
+
 def leaks(read: Read) -> Iterator[Finding]:
     """Questions of one split that another has seen: by id, by words, nearly by words."""
     splits = [split for split in SPLITS if split in read.qrels]
@@ -433,7 +440,7 @@ def _unlabelled(read: Read) -> Iterator[Finding]:
         "unlabelled questions",
         f"{new:,}" + (others if new < len(free) else ""),
         {"questions": new, "asked_before": len(free) - new},
-        "" if new else NOTHING_TO_ADD,
+        "" if new else tables.NOTHING_TO_ADD,
     )
 
 
@@ -571,7 +578,7 @@ def script(letter: str) -> str:
     return SCRIPTS[place][1]
 
 
-CHECKS = (sizes, leaks, duplicates, labels, lengths, languages)
+CHECKS = (sizes, spaced_ids, leaks, duplicates, labels, lengths, languages)
 
 
 # ---------------------------------------------------------------------------------------- showing

@@ -197,7 +197,7 @@ def _question() -> str:
     epilog="""
 Examples:
 
-    rocketray evaluate --run runs/first/runs/dual_2.trec --qrels my_corpus/qrels/test.tsv
+    rocketray evaluate --run runs/first/runs/dual_2.trec --qrels runs/first/runs/test.qrels
 
     rocketray evaluate --run a.trec --qrels qrels.txt -m map@100 -m P@5
 """
@@ -533,15 +533,27 @@ def convert(
     typer.echo(f"{out}: model.safetensors, {len(tensors):,} tensors, {numbers:,} numbers")
 
 
-@app.command()
+@app.command(
+    epilog="""
+Examples:
+
+    rocketray recipes
+
+    rocketray recipes small > mine.yaml
+"""
+)
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
     """The recipes that come with the package, or one of them in full."""
     from rocketray import recipe as recipe_module
 
     if name is None:
-        typer.echo("\n".join(recipe_module.names()))
-    else:
-        typer.echo(recipe_module.dump(recipe_module.load(name)), nl=False)
+        for known, words in recipe_module.ABOUT.items():
+            typer.echo(f"{known:<10}  {words}")
+        return
+    text = recipe_module.dump(recipe_module.load(name))
+    if name in recipe_module.ABOUT:
+        typer.echo(f"# Every field; with reasons and sources: {recipe_module.path_of(name)}")
+    typer.echo(text, nl=False)
 
 
 @app.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def evaluate(
     answers, corpus = answers and _here(answers), corpus and _here(corpus)
     run, judged = measures.read_run(run_file), measures.read_qrels_file(qrels)
     _check_same(run_file, run, qrels, judged)
+    _say_unasked(run, judged)
     asked = names or within(max((len(hits.pids) for hits in run.values()), default=0))
     found = measures.evaluate(run, judged, asked)
     return found | (answer_recall(run, judged, answers, corpus) if answers and corpus else {})
@@ -79,6 +81,17 @@ def _check_same(
         raise UserError(
             f"{run_file} and {qrels} have no question in common: {next(iter(run))!r} stands in the"
             f" one, {next(iter(judged))!r} in the other."
+        )
+
+
+def _say_unasked(run: Mapping[str, Hits], judged: Mapping[str, Any]) -> None:
+    """A low mean may be that of questions which nobody asked. On stderr: stdout may be JSON."""
+    if unasked := len(judged.keys() - run.keys()):
+        print(
+            f"note: {unasked:,} of {len(judged):,} judged questions are not in the run and count"
+            " zero. The judgements of those that a run asked lie beside its .trec files:"
+            " runs/test.qrels, or dev.qrels.",
+            file=sys.stderr,
         )
 
 

@@ -32,7 +32,7 @@ from rocketray import tables
 from rocketray.errors import UserError
 from rocketray.machines import GBIT, HEAD, NETWORK, SPOT, Fleet, fleet
 from rocketray.model import weights
-from rocketray.plan import PAIR_BYTES, Counts, Shape, Task, Work
+from rocketray.plan import Counts, Shape, Task, Work
 from rocketray.progress import Display, clock, megabytes
 from rocketray.recipe import Recipe
 
@@ -117,6 +117,11 @@ def forecast(
     if as_json:
         print(json.dumps(found, indent=1))
         return found
+    if recipe.name == "ablate":
+        display.say(
+            "  note: this is one run of it. `rocketray ablate` trains in-batch and undenoised rows"
+            " as well, and all of it for each seed."
+        )
     for about, fleet_ in zip(found, fleets, strict=True):
         show(about, fleet_, task, display)
     return found
@@ -309,10 +314,6 @@ def limits(task: Task, fleet: Fleet, found: Sequence[Time]) -> Iterator[str]:
     driver = counts.passages * DRIVER_BYTES
     if driver > GB:
         yield f"The driver holds {driver / GB:,.0f} GB: {DRIVER_BYTES} bytes a passage."
-    pairs = sum(work.rows for work in task.works() if work.unit == "pairs" and work.blocks)
-    if pairs * PAIR_BYTES > GB:
-        yield (f"Pairs scored before are read whole by each worker that scores anew: up to"
-               f" {pairs * PAIR_BYTES / GB:,.0f} GB.")  # fmt: skip
     files = sum(2 * work.blocks for work in task.works())
     if files > 1e6:
         yield f"{files:,} files: raise blocks.passages and blocks.queries."

@@ -144,7 +144,6 @@ def denoise_spec(name: str, scored: Version, positives: Version, told: Rules) ->
 def augment(flow: Workflow, ready: Ready, run: Version | None, cross: Version) -> Version | None:
     """Step 4's verdicts on the passages that the last dual_1 found for unlabelled queries."""
     if run is None:
-        flow.display.say("  augment                    no unlabelled questions: nothing to add")
         return None
     scored = score(flow, ready, f"{run.name}_scored", run, cross, flow.recipe.augment.depth)
     told = calibrated(flow, ready, cross, flow.recipe.denoise)

@@ -42,21 +42,31 @@ def run(
     display = display or Display()
     with claimed(out, take_over) as folder:
         dataset = tables.locate(recipe, folder.path, data, unlabelled)
-        artifacts.write_text(folder.path / "recipe.yaml", recipes.dump(recipe))
-        flow = Workflow(recipe, folder, display, until, frozen)
+        flow = Workflow(recipe, folder, display, until, frozen, _beyond(until, recipe))
+        if not (folder.path / "recipe.yaml").is_file():
+            flow.tell_recipe()
         display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder}")
         say_departures(recipe, display)
         say_warnings(dataset, display)
         try:
             check_room(recipe, folder, display, until)
             ready = preparation.prepare(flow, dataset)
+            if not frozen:  # That may refuse every stage yet to come; `conclude` is the last.
+                flow.tell_recipe()
+            if "unlabelled" not in ready.tables.chosen:  # Said before hours of training, not after.
+                display.say(f"  note: no unlabelled questions. {tables.NOTHING_TO_ADD}")
             display.show(plan.table(recipe, ready))
             pipeline.run(flow, ready)
             results.conclude(flow)
             if until and until not in flow.made:
                 display.say(f"  note: --until {until}: this run has no such stage, and is whole.")
-        except Finished:
-            display.say(f"Stopped after {until}, as asked. Without --until it goes on from here.")
+        except Finished as stop:
+            if not frozen:
+                flow.tell_recipe()
+            where = f"after {until}, as asked"
+            if until not in flow.made:
+                where = f"before {stop.args[0]}: this run makes no {until}, which would come before"
+            display.say(f"Stopped {where}. Without --until it goes on from here.")
         return flow
 
 
@@ -100,6 +110,12 @@ def _check_stage(name: str, rounds: int) -> None:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(f"--until {name!r}: no such stage.{hint} In order: {', '.join(known)}.")
+
+
+def _beyond(until: str | None, recipe: recipes.Recipe) -> tuple[str, ...]:
+    """The stages after it, in order."""
+    known = pipeline.stages(recipe.denoise.rounds)
+    return known[known.index(until) + 1 :] if until else ()
 
 
 QUESTIONS = (

@@ -606,6 +606,22 @@ class Recipe(Model):
 # -------------------------------------------------------------------------------------- loading
 
 
+ABOUT = {
+    "quickstart": "the documentation of installed packages, minutes on two cores",
+    "small": "your corpus of thousands to tens of thousands of passages, on a CPU",
+    "ablate": "the rows of an ablation on thousands of passages, on a CPU",
+    "msmarco": "the paper's values on MS MARCO, with a source for each",
+    "nq": "the paper's values on Natural Questions, likewise",
+    "tiny": "tests: made-up text, a random model, seconds",
+}
+"""What each recipe that comes with the package is for; README's table."""
+
+
+def path_of(name: str) -> Path:
+    """Where a recipe of the package lies, with the sources of its numbers."""
+    return Path(str(resources.files("rocketray") / "recipes" / f"{name}.yaml"))
+
+
 def names() -> list[str]:
     """The recipes that come with the package."""
     folder = resources.files("rocketray") / "recipes"

@@ -24,10 +24,11 @@ from rocketray.workflow import Workflow
 def conclude(flow: Workflow) -> None:
     """Measure every model on the held-out questions, show it, and leave it in the run's folder."""
     runs = test_runs(flow)
+    metrics = measure(flow, runs) if runs else {}
+    flow.tell_recipe()  # Nothing is left that `--frozen` could refuse; and the report reads it.
     if not runs:
         flow.display.say("No test or dev judgements: nothing to measure.")
         return
-    metrics = measure(flow, runs)
     artifacts.write_json(flow.folder.path / "metrics.json", metrics)
     summary, told = summarise(flow), flow.folder.path / "summary.json"
     page, text = flow.folder.path / "report.html", artifacts.json_text(summary)
@@ -39,6 +40,7 @@ def conclude(flow: Workflow) -> None:
     if "metrics" not in flow.skipped or not storage.fetch(page):
         for name, run in runs.items():
             write_trec(flow, name, run)
+        write_qrels(flow)
         report.write(flow.folder)
     show(flow, metrics, summary)
     flow.display.say(f"report: {storage.shown(page)}")
@@ -217,6 +219,19 @@ def write_trec(flow: Workflow, name: str, run: pa.Table) -> None:
     storage.push(path)
 
 
+def write_qrels(flow: Workflow) -> None:
+    """`runs/test.qrels`, or `dev.qrels` where dev measures: what the runs are measured by. The data
+    set's own file may judge more questions than the recipe asks."""
+    table = judged(flow)
+    queries, passages, relevance = (table[name].to_numpy() for name in schema.QRELS.names)
+    qids = artifacts.Taken(flow.made["queries"], np.unique(queries), "qid")
+    pids = artifacts.Taken(flow.made["passages"], np.unique(passages), "pid")
+    names = qids.cells("qid", queries.tolist()), pids.cells("pid", passages.tolist())
+    lines = zip(*names, relevance.tolist(), strict=True)
+    path = flow.folder.path / "runs" / f"{schema.held_out(flow.made)}.qrels"
+    artifacts.write_text(path, "".join(f"{qid}\t0\t{pid}\t{n}\n" for qid, pid, n in lines))
+
+
 # --------------------------------------------------------------------------------------- counting
 
 
@@ -358,7 +373,7 @@ def show(flow: Workflow, metrics: Mapping[str, Mapping[str, float]], summary: An
     names = list(next(iter(metrics.values())))
     best = {name: max(row[name] for row in metrics.values()) for name in names}
     split = schema.held_out(flow.made)
-    words = report.models(flow.recipe.denoise)
+    words = report.models(flow.recipe.denoise, flow.made)
     table = Table(
         title=f"{flow.made['test_queries'].rows:,} {split} questions", title_justify="left"
     )

@@ -37,6 +37,12 @@ STAGES = frozenset(
     }
 )
 """All that a data set may leave."""
+SPACED = (
+    "TREC files with them are read by rocketray, but not by trec_eval and the like. Rename them."
+)
+NOTHING_TO_ADD = (
+    "Step 4 has nothing to add: bring questions with --unlabelled FILE, or try --hide-labels 0.5."
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,9 @@ def _ingest_rows(
     made = flow.bulk(*specs)
     _raise_problems(made)
     check_titles(dataset.corpus[0], made[0].facts.get("titled"))
+    for version in made:
+        if spaced := version.facts.get("spaced_ids"):
+            flow.display.say(f"  note: {version.name}: {spaced:,} ids with a space. {SPACED}")
     if len(made) == 1:  # A corpus alone.
         made.append(as_version(flow, "queries", schema.QUERIES.empty_table()))
     passages, queries = made
@@ -302,17 +311,15 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
         "train": recipe.data.labelled,
         "dev": recipe.evaluate.dev_queries,
         "test": recipe.evaluate.queries,
+        "unlabelled": recipe.augment.queries,
     }
-    rows = {
-        split: schema.sample(_queries_of(qrels[split]), limit, seed)
-        for split, limit in limits.items()
-        if split in qrels
-    }
-    if "test" not in rows and "dev" in rows:
-        rows["test"] = schema.sample(_queries_of(qrels["dev"]), limits["test"], seed)
+    whole = {split: _queries_of(qrels[split]) for split in SPLITS if split in qrels}
+    if "test" not in whole and "dev" in whole:
+        whole["test"] = whole["dev"]
     free = free_queries(queries, qrels)
-    new = new_questions(queries, free)
-    rows["unlabelled"] = schema.sample(new, recipe.augment.queries, seed)
+    new = whole["unlabelled"] = new_questions(queries, free)
+    rows = {name: schema.sample(found, limits[name], seed) for name, found in whole.items()}
+    say_left_out(flow, whole, rows)
     size = recipe.blocks.queries
     facts = {"unlabelled": {"asked_before": len(free) - len(new)}}
     return {
@@ -322,6 +329,28 @@ def _choose(flow: Workflow, queries: Version, qrels: Mapping[str, Version]) -> d
         for name, found in rows.items()
         if len(found)
     }
+
+
+LIMITS = {
+    "train": ("trains on", "labelled questions", "data.labelled"),
+    "dev": ("chooses weights by", "dev questions", "evaluate.dev_queries"),
+    "test": ("measures", "held-out questions", "evaluate.queries"),
+    "unlabelled": ("augments with", "unlabelled questions", "augment.queries"),
+}
+"""What questions of a purpose do, what they are called, and the field that limits them."""
+
+
+def say_left_out(
+    flow: Workflow, whole: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]
+) -> None:
+    """Of which questions the recipe takes a part."""
+    parts = [
+        f"{verb} {len(rows[name]):,} of {len(whole[name]):,} {what} ({field})"
+        for name, (verb, what, field) in LIMITS.items()
+        if name in rows and len(rows[name]) < len(whole[name])
+    ]
+    if parts:
+        flow.display.say(f"  note: {'; '.join(parts)}")
 
 
 def free_queries(queries: Version, qrels: Mapping[str, Version]) -> np.ndarray:

@@ -22,11 +22,11 @@ from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.errors import UserError
 from rocketray.meanwhile import meanwhile
 from rocketray.progress import Display
-from rocketray.recipe import Recipe
+from rocketray.recipe import Recipe, dump
 
 
 class Finished(Exception):
-    """`--until` is reached."""
+    """`--until` is reached, or passed; what stage comes next, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +89,22 @@ class Workflow:
     display: Display
     until: str | None = None
     frozen: bool = False
+    beyond: Collection[str] = ()
+    """Stages that come after `until`: before them it stops where nothing makes that."""
     made: dict[str, Version] = field(default_factory=dict)
     """Versions of this run, by stage, in the order they were needed."""
     skipped: list[str] = field(default_factory=list)
+
+    def tell_recipe(self) -> None:
+        """`recipe.yaml`, which others read as that of the folder's versions: to be called when
+        those are made by it, not when it may yet be refused."""
+        artifacts.write_text(self.folder.path / "recipe.yaml", dump(self.recipe))
 
     # ---- three ways to make a version
 
     def bulk(self, *specs: Spec) -> list[Version]:
         """Stages over blocks. Several share one pool of workers, which takes seconds to start."""
+        self._stop_if_reached(*(spec.name for spec in specs))
         before = [self._before(spec.name, spec.identity()) for spec in specs]
         missing = [
             (spec, draft) for spec, (draft, found) in zip(specs, before, strict=True) if not found
@@ -146,6 +154,7 @@ class Workflow:
         facts: Mapping[str, Any] | None = None,
     ) -> Version:  # fmt: skip
         """A table this process makes: `make` gives its blocks, each with rows in "table"."""
+        self._stop_if_reached(name)
         whole = {"stage": name, **identity}
         draft, found = self._before(name, whole)
         if found:
@@ -166,6 +175,7 @@ class Workflow:
     ) -> Version:
         """A version of plain files, such as a model: `make` publishes PATH/model and returns
         facts."""
+        self._stop_if_reached(name)
         whole = {"stage": name, **identity}
         draft, found = self._before(name, whole)
         if found:
@@ -201,7 +211,6 @@ class Workflow:
     # ---- around making
 
     def _before(self, name: str, identity: Mapping[str, Any]) -> tuple[Draft, Version | None]:
-        self._stop_if_reached()
         draft, found = self.folder.draft(name, identity), self.folder.finished(name, identity)
         if found:
             self.skipped.append(name)
@@ -216,9 +225,12 @@ class Workflow:
         draft.path.mkdir(parents=True, exist_ok=True)
         return draft, None
 
-    def _stop_if_reached(self) -> None:
-        if self._held is None and self.until in self.made:
-            raise Finished
+    def _stop_if_reached(self, *coming: str) -> None:
+        """Also where nothing will make `until`, as all that comes next, together, is beyond it."""
+        if self._held is not None or self.until is None:
+            return
+        if self.until in self.made or (coming and set(coming) <= set(self.beyond)):
+            raise Finished(*coming)
 
     def _finish(
         self, draft: Draft, facts: Mapping[str, Any], *, files: Iterable[Path] = (),

@@ -101,6 +101,15 @@ def test_warnings_leave_exit_code_0_and_json_says_which(
     assert found["rows"]["numbers"] == {"passages": 30, "questions": 154}
 
 
+def test_ids_that_part_the_columns_of_a_run(data: Data) -> None:
+    data.passages[3]["_id"], data.passages[4]["_id"] = "p 3", "p\u00a04"
+    data.qrels = {
+        split: [(q, data.passages[int(p[1:])]["_id"], n) for q, p, n in judged]
+        for split, judged in data.qrels.items()
+    }
+    assert data.warnings() == {"ids with a space": {"passages": 2, "questions": 0}}
+
+
 def test_what_ingest_refuses_is_refused_in_its_words(
     data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:

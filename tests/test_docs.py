@@ -55,6 +55,13 @@ def test_commands_name_shipped_recipes(page: str) -> None:
     assert set(named) <= set(recipe.names())
 
 
+def test_the_readme_says_of_recipes_what_the_command_says() -> None:
+    assert sorted(recipe.ABOUT) == recipe.names()
+    for name, words in recipe.ABOUT.items():
+        assert f"| `{name}` | {words} |" in README
+        assert recipe.path_of(name).is_file()
+
+
 @pytest.mark.parametrize("name", ["msmarco", "nq", "quickstart", "small", "tiny"])
 def test_the_readme_names_every_recipe(name: str) -> None:
     assert name in recipe.names()

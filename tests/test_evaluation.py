@@ -91,7 +91,12 @@ def test_answer_recall(files: Files) -> None:
 
 def test_json(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--run", files.run, "--qrels", files.qrels, "-m", "mrr@10", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"mrr@10": pytest.approx(0.5)}
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"mrr@10": pytest.approx(0.5)}
+    assert "1 of 3 judged questions are not in the run and count zero" in shown.err
+    files.qrels.write_text(QRELS.replace("q3\tp1\t1\n", ""))
+    assert call("--run", files.run, "--qrels", files.qrels, "-m", "mrr@10", "--json") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ from rocketray import (
 from rocketray.artifacts import RunFolder, Superseded, Version
 from rocketray.engine import room
 from rocketray.errors import UserError
+from rocketray.evaluation import evaluate
 from rocketray.formats import open_dataset
 from rocketray.formats.generated import words, write_generated
 from rocketray.model import weights
@@ -137,8 +138,42 @@ def test_the_stages_are_those_that_until_takes(finished: Place) -> None:
 def test_until_a_stage_that_this_run_has_not(place: Place) -> None:
     said = io.StringIO()
     flow = place.run(until="dual_0_index", display=Display(Console(file=said, width=200)))
-    assert not remade(flow)
-    assert "--until dual_0_index: this run has no such stage, and is whole." in said.getvalue()
+    assert list(flow.made)[-1] == "dual_0_embeddings"
+    assert (
+        "Stopped before initial_test: this run makes no dual_0_index, which would come before"
+        in said.getvalue()
+    )
+    flow = place.run("evaluate.bm25=false", until="bm25_test", display=Display(quiet=True))
+    assert "metrics" in flow.made  # Nothing comes after it.
+
+
+@pytest.mark.parametrize(
+    ("until", "missing", "last", "stopped"),
+    [
+        ("qrels_hidden", (), "test_queries", "initial"),
+        ("dual_0_dev", ("dev",), "dual_0_test", "cross_examples"),
+        ("dual_1_unlabelled", (), "dual_1_embeddings", "dual_1_test"),
+    ],
+)
+def test_where_the_data_make_no_stage_it_stops_before_the_next(
+    until: str, missing: tuple[str, ...], last: str, stopped: str, tmp_path: Path
+) -> None:
+    """Runs over several purposes are made together: dual_0_train comes before dual_0_dev."""
+    place, said = new(tmp_path), io.StringIO()
+    for split in missing:
+        (place.data / "qrels" / f"{split}.tsv").unlink()
+    without_unlabelled(place)
+    flow = place.run(until=until, display=Display(Console(file=said, width=200)))
+    assert list(flow.made)[-1] == last
+    assert f"Stopped before {stopped}: this run makes no {until}" in said.getvalue()
+
+
+def without_unlabelled(place: Place) -> None:
+    path = place.data / "queries.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    named = "".join(file.read_text() for file in (place.data / "qrels").iterdir())
+    kept = [json.dumps(row) + "\n" for row in rows if f"{row['_id']}\t" in named]
+    path.write_text("".join(kept))
 
 
 def test_every_artifact_is_as_its_manifest_says(finished: Place) -> None:
@@ -597,6 +632,53 @@ def test_what_was_asked_before_gets_no_pseudo_label(tmp_path: Path) -> None:
     assert chosen.facts == {"asked_before": 2}
 
 
+def test_without_unlabelled_questions_dual_2_is_dual_1(tmp_path: Path) -> None:
+    """Said before anything is trained; the table and the page call it what it is."""
+    place, said = new(tmp_path), io.StringIO()
+    without_unlabelled(place)
+    made = place.run(display=Display(Console(file=said, width=200))).made
+    shown = said.getvalue()
+    assert shown.index("no unlabelled questions. Step 4 has nothing") < shown.index("plan (workers")
+    assert "dual_2                     a copy of dual_1, which learned the same" in shown
+    assert made["dual_2"].digest == made["dual_1"].digest
+    weights_2 = sorted((place.out / "models" / "dual_2").rglob("*.safetensors"))
+    for path in (*weights_2, place.out / "logs" / "dual_2.jsonl"):
+        assert path.read_bytes() == Path(str(path).replace("dual_2", "dual_1")).read_bytes()
+    assert len(weights_2) == 2
+    for text in (shown, (place.out / "report.html").read_text()):
+        assert "dual_2: no unlabelled questions to add" in text
+        assert "data augmentation" not in text
+    trained = place.run("steps.dual_2.copies=2").made["dual_2"]
+    assert trained.facts["steps"] == 2 * made["dual_1"].facts["steps"]
+
+
+def test_questions_that_a_recipe_leaves_out_are_told(tmp_path: Path) -> None:
+    said = io.StringIO()
+    told = ("data.labelled=12", "evaluate.queries=3", "evaluate.dev_queries=16")
+    display = Display(Console(file=said, width=200))
+    new(tmp_path).run(*told, until="test_queries", display=display)
+    assert (
+        "  note: trains on 12 of 16 labelled questions (data.labelled);"
+        " measures 3 of 4 held-out questions (evaluate.queries)\n"
+    ) in said.getvalue()
+
+
+def test_the_judgements_of_what_was_asked_lie_beside_the_runs(place: Place) -> None:
+    place.run("evaluate.queries=3")
+    metrics = json.loads((place.out / "metrics.json").read_text())["dual_2"]
+    run = place.out / "runs" / "dual_2.trec"
+    assert len({line.split()[0] for line in run.read_text().splitlines()}) == 3
+    found = evaluate(run, place.out / "runs" / "test.qrels", list(metrics))
+    assert found == pytest.approx(metrics, abs=1e-6)
+
+
+def test_ids_with_a_space_are_told(tmp_path: Path) -> None:
+    place, said = new(tmp_path), io.StringIO()
+    append("corpus.jsonl", '{"_id": "a b", "text": "x"}')(place.data)
+    place.run(until="passages", display=Display(Console(file=said, width=200)))
+    assert "  note: passages: 1 ids with a space. TREC files" in said.getvalue()
+
+
 def test_hidden_positives_are_kept_from_training_and_scored_on_dev(tmp_path: Path) -> None:
     """Every question gets a second positive; half of all are hidden, so one of each."""
     place = new(tmp_path)
@@ -628,6 +710,7 @@ def test_dev_measures_where_there_is_no_test_split(tmp_path: Path) -> None:
     display = Display(Console(file=said, width=200))
     flow = place.run("steps.cross.evaluations=2", display=display)
     asked = f"{flow.made['test_queries'].rows} dev questions"
+    assert [path.name for path in (place.out / "runs").glob("*.qrels")] == ["dev.qrels"]
     page = (place.out / "report.html").read_text()
     assert f"dual_2 against dual_0 on {asked}" in page
     assert "Share of the relevant passages among the first k, mean over the dev questions" in page
@@ -831,13 +914,34 @@ def test_titles_that_no_passage_has_are_refused(
 
 
 def test_refused_data_leave_a_runs_tables(place: Place) -> None:
+    """And its recipe, which audit, report and search read."""
     before = RunFolder.open(place.out).current()
+    told = (place.out / "recipe.yaml").read_bytes()
     corpus = place.data / "corpus.jsonl"
     corpus.write_text('{"_id": "first", "text": "a new one"}\n' + corpus.read_text())
     append("qrels/test.tsv", "test-0\tnowhere\t1")(place.data)
     with pytest.raises(UserError, match=r"test\.tsv: 1 lines name a query or passage"):
-        place.run()
+        place.run("denoise.negative_below=0.3")
     assert RunFolder.open(place.out).current() == before
+    assert (place.out / "recipe.yaml").read_bytes() == told
+
+
+@pytest.mark.parametrize("setting", ["denoise.negative_below=0.3", "evaluate.trec_depth=3"])
+def test_what_frozen_refuses_leaves_the_recipe(setting: str, place: Place) -> None:
+    """Verdicts are refused half-way, measures at the very end."""
+    told = (place.out / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match="--frozen: "):
+        place.run(setting, frozen=True)
+    assert (place.out / "recipe.yaml").read_bytes() == told
+    place.run("cluster.train.threads=2", frozen=True)
+    assert b"threads: 2" in (place.out / "recipe.yaml").read_bytes()
+
+
+def test_the_recipe_of_a_run_that_stops_is_there(tmp_path: Path) -> None:
+    place = new(tmp_path)
+    for setting in ("seed=4", "seed=5"):
+        place.run(setting, until="initial")
+        assert setting.replace("=", ": ") in (place.out / "recipe.yaml").read_text()
 
 
 def test_until_a_table_stops_after_all_of_them(tmp_path: Path) -> None:

@@ -581,6 +581,14 @@ def test_limits_are_named() -> None:
     assert not forecast.told(small, machines.fleet("g6.xlarge"))["limits"]
 
 
+@pytest.mark.parametrize(("recipe", "told"), [("ablate", True), ("small", False)])
+def test_the_plan_of_an_ablations_recipe_is_of_one_run(
+    recipe: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forecast.forecast(recipe, counts={"passages": 10, "train": 5}, machines=["g6.xlarge"])
+    assert ("note: this is one run of it. `rocketray ablate`" in capsys.readouterr().out) == told
+
+
 def test_ids_of_a_large_vocabulary_take_four_bytes() -> None:
     """XLM-R's 250,002 words: 10^9 passages of 80 tokens."""
     huge = task(replace(MARCO, passages=10**9))

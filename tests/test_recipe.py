@@ -9,8 +9,18 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from rocketray import cli
 from rocketray.errors import UserError
-from rocketray.recipe import Recipe, TrainCluster, dump, first_round, load, names
+from rocketray.recipe import (
+    ABOUT,
+    Recipe,
+    TrainCluster,
+    dump,
+    first_round,
+    load,
+    names,
+    path_of,
+)
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -221,3 +231,24 @@ def test_a_recheck_near_thresholds_that_move_is_refused() -> None:
     assert "set score.recheck to null, or denoise.calibration to none" in str(error.value)
     for alone in told:
         load("small", [alone])
+
+
+def test_the_command_lists_recipes_and_prints_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it prints is a recipe, the same one."""
+
+    def said(*arguments: str) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["recipes", *arguments])
+        return capsys.readouterr().out
+
+    listed = said().splitlines()
+    assert [line.split()[0] for line in listed] == list(ABOUT)
+    assert (
+        "small       your corpus of thousands to tens of thousands of passages, on a CPU" in listed
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(said("small"))
+    assert str(path_of("small")) in path.read_text().splitlines()[0]
+    assert load(str(path)) == load("small")

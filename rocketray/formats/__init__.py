@@ -27,6 +27,7 @@ from rocketray.formats.sources import (
     Dataset,
     Record,
     Source,
+    check_no_header,
     cut,
     decoded,
     hash64,
@@ -51,6 +52,9 @@ PARSE: dict[str, Callable[[str], Record]] = {
     "tsv": msmarco.parse,
     "txt": lambda line: {"text": line},
 }
+
+OTHER_IDS = frozenset({"id", "docid", "doc_id", "docno", "pid", "passage_id", "qid", "query_id"})
+"""What others call `_id`: a made-up id in its place would be a surprise."""
 
 
 def open_dataset(
@@ -126,9 +130,14 @@ def joined(row: Record | BadLine, title: bytes, path: Path) -> Record | BadLine:
 def parsed(block: Cut, number: int, line: bytes) -> Record | BadLine:
     """One line as a record, or why it is none."""
     try:
-        record = PARSE[block.format](decoded(line))
+        text = decoded(line)
+        if block.format == "tsv":
+            check_no_header(number, text.split("\t"))
+        record = PARSE[block.format](text)
     except BadLine as error:
         return error
     if block.ids_optional and record.get("id") is None:
+        if other := [name for name in record.get("fields", ()) if name.lower() in OTHER_IDS]:
+            return BadLine(f"`{other[0]}` is not read, and `_id` is missing: call it `_id`.")
         record["id"] = f"{block.source.name.removesuffix('.gz')}:{number}"
     return record

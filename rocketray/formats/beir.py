@@ -27,6 +27,7 @@ def locate(data: Path, train_required: bool = True) -> Dataset | None:
             warning = f"{data}: no {QUERIES}, so there are no questions but those you name."
             return Dataset("beir", [Source(corpus, "jsonl")], [], {}, [warning])
         raise UserError(f"{data}: {CORPUS} has no {QUERIES} beside it; found {present(data)}.")
+    check_names(data / "qrels")
     found = {split: first_of(data / "qrels", [f"{split}.tsv"]) for split in SPLITS}
     qrels = {split: path for split, path in found.items() if path}
     if train_required and "train" not in qrels:
@@ -44,10 +45,23 @@ def locate(data: Path, train_required: bool = True) -> Dataset | None:
     )
 
 
+def check_names(qrels: Path) -> None:
+    """A file that nobody reads hides whose questions are judged: they would count as unlabelled."""
+    known = {f"{split}.tsv{ending}" for split in SPLITS for ending in ("", ".gz")}
+    files = sorted(path.name for path in qrels.glob("[!.]*") if path.is_file())
+    if strange := [name for name in files if name not in known]:
+        raise UserError(
+            f"{qrels / strange[0]}: no such split. Its questions would count as unlabelled, and"
+            " step 4 would learn from them. Rename it to train.tsv, dev.tsv or test.tsv, each also"
+            f" as .gz, or move it out of {qrels.name}/."
+        )
+
+
 def parse(line: str) -> Record:
     """One JSON object -> a record. Answers may stand where SQuAD- or NQ-like files put them."""
     row = json_object(line)
     record = {ours: row[theirs] for theirs, ours in NAMES.items() if theirs in row}
+    record["fields"] = list(row)
     metadata = row.get("metadata")
     places = [row.get("answers")]
     if isinstance(metadata, dict):

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TextIO
 
 from rocketray.errors import UserError
 from rocketray.formats.beir import json_object
-from rocketray.formats.sources import BadLine
+from rocketray.formats.sources import BadLine, check_no_header
 from rocketray.lines import text_lines
 
 POSITIVES = ("positive", "pos", "positive_passages")
@@ -71,6 +71,7 @@ def open_examples(path: Path) -> Iterator[OwnExample]:
 def from_tsv(number: int, line: str) -> list[OwnExample]:
     """A triple."""
     cells = line.split("\t")
+    check_no_header(number, cells)
     if len(cells) != 3:
         raise BadLine(f"{len(cells)} columns parted by tabs; expected query, positive, negative.")
     for name, cell in zip(("query", "positive", "negative"), cells, strict=True):
@@ -88,7 +89,7 @@ def from_json(number: int, line: str) -> list[OwnExample]:
             f" {', '.join(row)[:200] or 'nothing'}."
         )
     query = filled(row["query"], "query")
-    if strange := [name for name in row if name.startswith("neg") and name not in KNOWN]:
+    if strange := [name for name in row if "neg" in name.lower() and name not in KNOWN]:
         raise BadLine(
             f"`{strange[0]}` is not read: put negatives in one of {', '.join(NEGATIVES)}."
         )

@@ -24,8 +24,16 @@ from rocketray.errors import UserError
 from rocketray.lines import BYTE_ORDER_MARK, damaged_gzip, not_utf8
 
 Record = dict[str, Any]
-"""A row in our words and the file's types: `id`, `title`, `text`, `answers`, each perhaps absent.
-Validation is ingest's business."""
+"""A row in our words and the file's types: `id`, `title`, `text`, `answers`, each perhaps absent;
+of a JSON object also the names of its `fields`. Validation is ingest's business."""
+COLUMNS = frozenset(
+    {
+        *("id", "_id", "pid", "qid", "docid", "doc_id", "docno", "passage_id", "query_id"),
+        *("query", "question", "passage", "document", "title", "text", "body", "contents"),
+        *("anchor", "positive", "negative", "pos", "neg"),
+    }
+)
+"""What first lines call the columns of a TSV file."""
 
 
 class BadLine(Exception):
@@ -121,6 +129,14 @@ class Cut:
         of id, tab, text have one."""
         if self.titles is not None:
             yield from self.titles.find([line.partition(b"\t")[0] for _, line in self.lines()])
+
+
+def check_no_header(number: int, cells: Sequence[str]) -> None:
+    """A line of column names would become a row like others."""
+    if number == 1 and all(cell.strip().lower() in COLUMNS for cell in cells):
+        raise BadLine(
+            f"a line of column names ({', '.join(cells)}), and such files have none: remove it."
+        )
 
 
 def decoded(line: bytes, where: str = "") -> str:

@@ -89,13 +89,19 @@ class Timing:
         return self.rows / self.seconds
 
 
-def models(told: Denoise) -> dict[str, str]:
-    """`MODELS`, with those of later rounds behind dual_1."""
+def models(told: Denoise, made: Collection[str] = ()) -> dict[str, str]:
+    """`MODELS`, with those of later rounds behind dual_1.
+
+    Args:
+        made: stages of the run, which tell whether step 4 had something to add.
+    """
     found = {}
     for name, words in MODELS.items():
         found[name] = words
         for before, later in pairwise(told.in_rounds(name) if name == "dual_1" else ()):
             found[later] = f"{later}: denoised again, found by {before}"
+    if "train_queries" in made and "unlabelled_queries" not in made:
+        found["dual_2"] = "dual_2: no unlabelled questions to add"
     return found
 
 
@@ -126,7 +132,8 @@ def page(folder: RunFolder) -> dict[str, Any]:
     thresholds = _thresholds(told, version)
     measured = denoised.read(version) if version else None
     split = schema.held_out(folder.current())
-    found, questions = compared.read(folder, list(models(rules)))
+    words = models(rules, folder.current())
+    found, questions = compared.read(folder, list(words))
     found = {model: one for model, one in found.items() if len(one.recall_K)}
     return {
         "summary": summary,
@@ -135,8 +142,8 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "sizes": _sizes(summary.get("rows", {}), split),
         "counts": summary.get("counts", []),
         "measures": measures(metrics),
-        "results": results(metrics, models(rules)),
-        "labels": models(rules),
+        "results": results(metrics, words),
+        "labels": words,
         "recall": plots.recall({m: f.recall_K for m, f in found.items()}) if found else None,
         "compared": questions,
         "depth": compared.DEPTH,

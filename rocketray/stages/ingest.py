@@ -33,10 +33,12 @@ PROBLEMS_KEPT = 20
 CHUNK = 1 << 18
 """Lines of a qrels file looked up at once."""
 COUNTED = (
-    "rows", "empty", "titled", "very_long", "int_ids", "surrogates", "odd_answers", "problems",
+    "rows", "empty", "titled", "very_long", "int_ids", "spaced_ids", "surrogates", "odd_answers",
+    "problems",
 )  # fmt: skip
 SURROGATES = re.compile("[\ud800-\udfff]")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+SPACE = re.compile(r"\s")
 
 WORD = re.compile(r"\w+")
 
@@ -123,11 +125,16 @@ def ingested(
 def string(record: Record, name: str, counts: Counter[str]) -> str:
     """A field that must be text. Lone surrogates (legal in JSON, not in UTF-8) are replaced."""
     if name not in record:
-        raise BadLine(f"`{name}` is missing. A row needs `_id` and `text`.")
+        raise BadLine(f"`{name}` is missing. {needed(record)}")
     value = record[name]
     if not isinstance(value, str):
         raise BadLine(f"`{name}` must be a string, not {shown(value)}.")
     return clean(value, name, counts)
+
+
+def needed(record: Record) -> str:
+    has = ", ".join(record.get("fields", ()))[:200]
+    return f"A row needs `_id` and `text`; this one has {has or 'nothing'}."
 
 
 def clean(value: str, name: str, counts: Counter[str]) -> str:
@@ -150,7 +157,7 @@ def identity(record: Record, counts: Counter[str]) -> str:
         counts["int_ids"] += 1
         return str(value)
     if value is None:
-        raise BadLine("the id (`_id`) is missing. A row needs `_id` and `text`.")
+        raise BadLine(f"the id (`_id`) is missing. {needed(record)}")
     if not isinstance(value, str):
         raise BadLine(f"the id (`_id`) must be a string, not {shown(value)}.")
     if not value.strip():
@@ -160,6 +167,7 @@ def identity(record: Record, counts: Counter[str]) -> str:
             f"the id (`_id`) {shown(value)} holds a tab, newline or control character, "
             "which no TREC file can carry. Rename it."
         )
+    counts["spaced_ids"] += bool(SPACE.search(value))
     return clean(value, "_id", counts)
 
 

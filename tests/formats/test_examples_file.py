@@ -77,6 +77,8 @@ def test_triples(tmp_path: Path) -> None:
         ({"query": "q", "positive": {"title": 1, "text": "t"}}, "`positive.title` must be a"),
         ({"query": "q", "positive": "p", "negatives": [""]}, "`negatives[0]` is empty."),
         ({"query": "q", "positive": "p", "negative_1": "n"}, "`negative_1` is not read: put"),
+        ({"query": "q", "positive": "p", "hard_negatives": ["n"]}, "`hard_negatives` is not read"),
+        ({"query": "q", "positive": "p", "Negatives": ["n"]}, "`Negatives` is not read: put"),
         (
             {"anchor": "q", "positive": "p"},
             "`query` is missing: a line needs it and one of positive,"
@@ -100,6 +102,9 @@ def test_bad_files(tmp_path: Path) -> None:
         list(open_examples(tmp_path / "x.tsv"))
     (tmp_path / "x.tsv").write_text("q\tp\n")
     with pytest.raises(UserError, match=r"line 1: 2 columns parted by tabs; expected query, pos"):
+        list(open_examples(tmp_path / "x.tsv"))
+    (tmp_path / "x.tsv").write_text("query\tpositive\tnegative\nq\tp\tn\n")
+    with pytest.raises(UserError, match=r"line 1: a line of column names \(query, positive, neg"):
         list(open_examples(tmp_path / "x.tsv"))
     (tmp_path / "x.jsonl").write_bytes(b'{"query": "\xff"}\n')
     with pytest.raises(UserError, match=r"line 1: byte 12 of the line \(0xff\) is not valid UTF-8"):

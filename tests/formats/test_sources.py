@@ -50,6 +50,17 @@ def test_beir(tmp_path: Path) -> None:
     assert found.warnings == [f"{tmp_path}: no qrels/test.tsv, so nothing is measured on test."]
 
 
+@pytest.mark.parametrize("name", ["validation.tsv", "test.txt", "dev.tsv.bz2"])
+def test_judgements_that_nobody_would_read_are_refused(tmp_path: Path, name: str) -> None:
+    """Else their questions pass for unlabelled. Hidden files are nobody's."""
+    open_dataset(beir(tmp_path, **{"qrels__.DS_Store": "", "qrels__test.tsv.gz": QRELS}))
+    (tmp_path / "qrels" / name).write_text(QRELS)
+    with pytest.raises(UserError) as error:
+        open_dataset(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'qrels' / name}: no such split.")
+    assert "Rename it to train.tsv, dev.tsv or test.tsv" in str(error.value)
+
+
 def test_plain_beats_gz(tmp_path: Path) -> None:
     found = open_dataset(beir(tmp_path, **{"corpus.jsonl.gz": ""}))
     assert found.corpus[0].path.name == "corpus.jsonl"
@@ -269,6 +280,27 @@ def test_ids_are_made_from_file_and_line(tmp_path: Path) -> None:
         "own",
         "more.jsonl:4",
     ]
+
+
+@pytest.mark.parametrize("name", ["id", "docid", "doc_id", "pid", "qid"])
+def test_an_id_under_another_name_is_not_replaced(tmp_path: Path, name: str) -> None:
+    """Where rows may be without one. Beside an `_id` such a field says something else."""
+    lines = [json.dumps({name: "7", "text": "a"}), json.dumps({name: "7", "_id": "1", "text": "b"})]
+    folder(tmp_path, **{"more.jsonl": "\n".join(lines)})
+    [block] = cut(Source(tmp_path / "more.jsonl", "jsonl", ids_optional=True), 9, tmp_path)
+    (_, first), (_, second) = records(block)
+    assert str(first) == f"`{name}` is not read, and `_id` is missing: call it `_id`."
+    assert second["id"] == "1"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("first", ["pid\ttext", "_id\tPassage", "QID\tquestion"])
+def test_column_names_are_no_row(tmp_path: Path, first: str) -> None:
+    """In the first line; further down they are ids and texts like others."""
+    folder(tmp_path, **{"collection.tsv": f"{first}\n1\ttext\nid\tquery\n"})
+    [block] = cut(Source(tmp_path / "collection.tsv", "tsv"), 9, tmp_path)
+    (_, names), *rows = records(block)
+    assert str(names).startswith(f"a line of column names ({', '.join(first.split())}), and")
+    assert [row for _, row in rows] == [{"id": "1", "text": "text"}, {"id": "id", "text": "query"}]
 
 
 def test_titles_join_by_id_in_any_order(tmp_path: Path) -> None:

@@ -127,7 +127,11 @@ def test_queries(tmp_path: Path) -> None:
         (b'{"_id": " ", "text": "x"}', "the id (`_id`) is empty."),
         (b'{"_id": "a\\tb", "text": "x"}', "the id (`_id`) 'a\\tb' holds a tab, newline or"),
         (b'{"_id": "a\\nb", "text": "x"}', "the id (`_id`) 'a\\nb' holds a tab, newline or"),
-        (b'{"_id": "b"}', "`text` is missing. A row needs `_id` and `text`."),
+        (b'{"_id": "b"}', "`text` is missing. A row needs `_id` and `text`; this one has _id."),
+        (
+            b'{"id": 1, "contents": "x"}',
+            "`text` is missing. A row needs `_id` and `text`; this one has id, contents.",
+        ),
         (b'{"_id": "b", "text": null}', "`text` must be a string, not None."),
         (b'{"_id": "b", "text": ["x"]}', "`text` must be a string, not ['x']."),
         (b'{"_id": "b", "text": "x", "title": 3}', "`title` must be a string, not 3."),
