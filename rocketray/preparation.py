@@ -109,7 +109,8 @@ def weights_of(flow: Workflow, name: str) -> Path:
 def from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a model made from a folder of weights."""
     folder = weights_of(flow, name)
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt"))
+    suffixes = (".safetensors", ".json", ".txt", ".model")
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
     hashes = {path.name: artifacts.file_sha256(path) for path in files}
     return {
         "code": 1,
@@ -205,4 +206,4 @@ def token_stores(flow: Workflow, tables: Tables, wanted: Mapping[str, Readings])
 def tokenizer_of(model: Version) -> Path:
     """Where a model folder keeps its tokenizer: two towers keep one each, the same."""
     folder = model.path / "model"
-    return folder if "model/tokenizer.json" in model.manifest["sha256"] else folder / "query"
+    return folder / "query" if "model/query/config.json" in model.manifest["sha256"] else folder
