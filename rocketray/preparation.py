@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rocketray import artifacts, storage
+from rocketray import artifacts
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.formats import Dataset
@@ -76,8 +76,8 @@ def initial_dual(flow: Workflow, told: Dual, name: str = "initial") -> Version:
 
     def make(folder: Path) -> dict[str, Any]:
         source = weights_of(flow, told.weights)
-        DualEncoder.create(source, **told.model_dump(exclude={"weights"})).save(folder / "model")
-        storage.push(folder / "model")
+        model = DualEncoder.create(source, **told.model_dump(exclude={"weights"}))
+        artifacts.publish_folder(model.save, folder / "model")
         return {}
 
     return flow.files(name, from_weights(flow, told.weights, settings), [], make)
@@ -89,11 +89,11 @@ def initial_cross(flow: Workflow, told: Cross) -> Version:
 
     def make(folder: Path) -> dict[str, Any]:
         source = weights_of(flow, told.weights)
-        CrossEncoder.create(
+        model = CrossEncoder.create(
             source, layers=told.layers, length=told.length, dropout=told.dropout,
             seed=flow.recipe.seed,
-        ).save(folder / "model")  # fmt: skip
-        storage.push(folder / "model")
+        )  # fmt: skip
+        artifacts.publish_folder(model.save, folder / "model")
         return {}
 
     return flow.files("initial_cross", from_weights(flow, told.weights, settings), [], make)
