@@ -76,8 +76,9 @@ def is_intact(path: Path, sha256: str) -> bool:
     return storage.mirrored(path) or (path.is_file() and file_sha256(path) == sha256)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have a file, or which files a folder holds, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -90,18 +91,31 @@ def _temporary(path: Path) -> Path:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Make a finished temporary file (or folder) visible under its name, durably."""
+    """Make a finished temporary file (or folder) visible under its name, durably, instead of what
+    is there.
+
+    On object storage it is there before it is here: a file that is here alone counts as removed,
+    and whoever looks from another process of this node takes it away (`storage.sync`).
+    """
+    storage.push(temporary, path)
     place(temporary, path)
-    storage.push(path)
 
 
 def place(temporary: Path, path: Path) -> None:
     """The same on this node's disk alone."""
-    if temporary.is_file():
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+    for entry in [*temporary.rglob("*"), temporary]:
+        _sync(entry)
+    if path.is_dir():
+        shutil.rmtree(path)
     temporary.replace(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+def publish_folder(save: Callable[[Path], None], path: Path) -> None:
+    """Have a folder written, such as a model's, and publish it: whole or not at all."""
+    temporary = _temporary(path)
+    save(temporary)
+    publish(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -788,5 +802,4 @@ def copy_tree(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, temporary)
     storage.remove(target)
-    temporary.replace(target)
-    storage.push(target)
+    publish(temporary, target)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rocketray import artifacts, storage
+from rocketray import artifacts
 from rocketray.artifacts import Version
 from rocketray.errors import UserError
 from rocketray.formats import Dataset
@@ -76,8 +76,8 @@ def initial_dual(flow: Workflow, told: Dual, name: str = "initial") -> Version:
 
     def make(folder: Path) -> dict[str, Any]:
         source = weights_of(flow, told.weights)
-        DualEncoder.create(source, **told.model_dump(exclude={"weights"})).save(folder / "model")
-        storage.push(folder / "model")
+        model = DualEncoder.create(source, **told.model_dump(exclude={"weights"}))
+        artifacts.publish_folder(model.save, folder / "model")
         return {}
 
     return flow.files(name, from_weights(flow, told.weights, settings), [], make)
@@ -89,11 +89,11 @@ def initial_cross(flow: Workflow, told: Cross) -> Version:
 
     def make(folder: Path) -> dict[str, Any]:
         source = weights_of(flow, told.weights)
-        CrossEncoder.create(
+        model = CrossEncoder.create(
             source, layers=told.layers, length=told.length, dropout=told.dropout,
             seed=flow.recipe.seed,
-        ).save(folder / "model")  # fmt: skip
-        storage.push(folder / "model")
+        )  # fmt: skip
+        artifacts.publish_folder(model.save, folder / "model")
         return {}
 
     return flow.files("initial_cross", from_weights(flow, told.weights, settings), [], make)
@@ -109,7 +109,8 @@ def weights_of(flow: Workflow, name: str) -> Path:
 def from_weights(flow: Workflow, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a model made from a folder of weights."""
     folder = weights_of(flow, name)
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt"))
+    suffixes = (".safetensors", ".json", ".txt", ".model")
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
     hashes = {path.name: artifacts.file_sha256(path) for path in files}
     return {
         "code": 1,
@@ -205,4 +206,4 @@ def token_stores(flow: Workflow, tables: Tables, wanted: Mapping[str, Readings])
 def tokenizer_of(model: Version) -> Path:
     """Where a model folder keeps its tokenizer: two towers keep one each, the same."""
     folder = model.path / "model"
-    return folder if "model/tokenizer.json" in model.manifest["sha256"] else folder / "query"
+    return folder / "query" if "model/query/config.json" in model.manifest["sha256"] else folder

@@ -123,19 +123,24 @@ def _place(path: Path) -> _Place:
 # ---------------------------------------------------------------------------------------- sending
 
 
-def push(path: Path) -> None:
-    """Send a finished file, or all files below a folder, to the store."""
-    if mirrored(path):
+def push(path: Path, name: Path | None = None) -> None:
+    """Send a finished file, or all files below a folder, to the store.
+
+    Args:
+        name: under this path's name, which is not here yet.
+    """
+    name = name or path
+    if mirrored(name):
         inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-        together(_send, inside)
+        together(lambda file: _send(file, name / file.relative_to(path)), inside)
 
 
-def _send(path: Path) -> None:
+def _send(file: Path, path: Path) -> None:
     import obstore
 
     place = _place(path)
     # A small file at once: a log may grow while it is read.
-    content = path.read_bytes() if path.stat().st_size <= PART else path
+    content = file.read_bytes() if file.stat().st_size <= PART else file
     sizes: dict[str, Any] = {"chunk_size": PART, "max_concurrency": 4}
     sent = _ask(path, lambda: obstore.put(place.store, place.key, content, **sizes))
     _seen[path] = sent["e_tag"]
@@ -317,11 +322,12 @@ def sync(folder: Path, *, below: bool = False) -> None:
     """Make a mirrored folder's own files (all below it) the same as the store's."""
     if not mirrored(folder):
         return
+    # Before the store is asked: what is published meanwhile, by another process, was there first.
+    here = [path for path in (folder.rglob("*") if below else folder.glob("*")) if path.is_file()]
     metas = _listed(folder, below=below)
-    here = folder.rglob("*") if below else folder.glob("*")
     for path in here:
-        if path.is_file() and path not in metas and not path.name.startswith("."):
-            path.unlink()
+        if path not in metas and not path.name.startswith("."):
+            path.unlink(missing_ok=True)
     stale = [path for path, meta in metas.items() if not _is_fresh(path, meta)]
     together(lambda path: _download(path, None), stale)
 

@@ -160,6 +160,33 @@ def test_a_block_killed_while_writing_is_invisible(
     assert draft(tmp_path).receipts() == {}
 
 
+def test_a_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave a model of empty files, and no checkpoint any more."""
+
+    def save(folder: Path) -> None:
+        (folder / "query").mkdir(parents=True)
+        (folder / "rocketray.json").write_text("{}")
+        (folder / "query" / "config.json").write_text("{}")
+
+    model, done, rename = tmp_path / "model", list[object](), Path.replace
+
+    def renamed(temporary: Path, path: Path) -> Path:
+        done.append("renamed")
+        return rename(temporary, path)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino))
+    monkeypatch.setattr(Path, "replace", renamed)
+    model.mkdir()
+    (model / "of an attempt before").touch()
+    artifacts.publish_folder(save, model)
+    assert files(tmp_path) == ["model/query/config.json", "model/rocketray.json"]
+    at = done.index("renamed")
+    assert set(done[:at]) == {path.stat().st_ino for path in (model, *model.rglob("*"))}
+    assert done[at + 1 :] == [tmp_path.stat().st_ino]
+
+
 @pytest.mark.parametrize("content", [b"", b'{"block": 0', b"\xff\xfe", b"[]", b"{}", b"3"])
 def test_a_damaged_receipt_counts_as_none(tmp_path: Path, content: bytes) -> None:
     for number in range(2):

@@ -185,6 +185,40 @@ def test_a_receipt_that_only_this_node_has_counts_as_none(on: Node) -> None:
     assert draft(on("a")).receipts() == {}
 
 
+def test_who_looks_while_a_block_is_sent_takes_nothing_away(
+    on: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rocketray status` on a worker's node, or the run itself that looks for signs of work."""
+    made, push, seen = draft(on("a")), storage.push, list[list[int]]()
+
+    def look_and_push(path: Path, *name: Path) -> None:
+        seen.append(list(made.receipts()))
+        push(path, *name)
+
+    monkeypatch.setattr(storage, "push", look_and_push)
+    commit(made, 0, 1)
+    assert seen == [[], []]  # Before the block was sent, before its receipt was.
+    assert list(made.receipts()) == list(draft(on("b")).receipts()) == [0]
+
+
+def test_a_block_that_comes_while_the_store_is_listed_stays(
+    on: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, listed = draft(on("a")), storage._listed
+
+    def list_and_commit(folder: Path, *, below: bool) -> Any:
+        found = listed(folder, below=below)
+        if folder.name == "receipts":
+            commit(made, 0, 1)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_listed", list_and_commit)
+        made.receipts()
+    assert (made.path / "receipts" / "00000.json").is_file()
+    assert list(made.receipts()) == [0]
+
+
 def test_a_receipt_without_its_file_counts_as_none(on: Node) -> None:
     made = draft(on("a"))
     commit(made, 0, 1)

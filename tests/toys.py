@@ -63,6 +63,20 @@ class Slow(Double):
         return super().__call__(item)
 
 
+class Hung(Double):
+    """Stops in the middle of its first block, as if somebody had stopped its process."""
+
+    def __init__(self, *, once: str) -> None:
+        super().__init__()
+        self.once = once
+
+    def __call__(self, item: Any) -> Made:
+        if not os.path.exists(self.once):
+            open(self.once, "w").close()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().__call__(item)
+
+
 class SlowPlaced(Slow):
     """On a GPU, where there is one."""
 

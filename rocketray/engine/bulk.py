@@ -25,8 +25,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,14 +36,21 @@ from rocketray.artifacts import Draft, Made, commit_block
 from rocketray.engine import poison
 from rocketray.engine.cluster import SHARED, connect, is_here, sees
 from rocketray.engine.metrics import BulkMetrics
-from rocketray.engine.room import of_bulk
+from rocketray.engine.room import PATIENCE, of_bulk
 from rocketray.errors import UserError
+from rocketray.meanwhile import meanwhile
 from rocketray.recipe import Cluster
 
 QUICK_BLOCKS = 32
 """So many blocks of a light stage are made before a pool of workers would have started."""
 RESTARTS = 3
 """So often a pool that Ray broke is begun anew without a block done in between."""
+SILENCE = 600.0
+"""Seconds without a block, after which a person is told who has which..."""
+SILENCES = 5
+"""...and as many times the longest block so far, where that is more."""
+NAMED = 8
+"""So many of them are named."""
 KEEP_SECONDS = 10.0
 """So long a process without a block keeps its stage: training wants the memory of its model."""
 
@@ -290,7 +297,12 @@ def _pool(
     asks = cluster.bulk.actors and room.grows()
     first = most if asks else max(1, min(most, room.now()))
     items = [{"job": job, "block": block} for job, block in work]
-    with _quiet_ray_data(), room.watched(_signs(jobs, len(work)), say):
+    silence = Silence(jobs, say)
+    with (
+        _quiet_ray_data(),
+        room.watched(_signs(jobs, len(work)), say),
+        meanwhile(silence.look, PATIENCE),
+    ):
         how = _on_tasks(jobs, most) if is_here(cluster) and "GPU" not in asked else None
         receipts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             **(how or _on_actors(jobs, first, most)),
@@ -302,6 +314,7 @@ def _pool(
         metrics = BulkMetrics()
         for row in receipts.iter_rows():
             receipt = Receipt(**row)
+            silence.end(receipt.seconds)
             metrics.count(
                 jobs[receipt.job].draft.stage, blocks=1, rows=receipt.rows, tokens=receipt.tokens,
                 block_seconds=receipt.seconds,
@@ -377,7 +390,45 @@ def _signs(jobs: Sequence[Job], left: int) -> Callable[[], bool]:
     return begun
 
 
-def _marks(folders: Sequence[Path]) -> set[Path]:
+class Silence:
+    """Says once that no block has come for long, and who has which: for a worker that hangs (it was
+    stopped, or reads from a disk that does not answer) the pool would wait without a word."""
+
+    def __init__(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+        self.stages = {job.draft.path / "attempts": job.draft.stage for job in jobs}
+        self.before = _marks(self.stages)  # Left by workers that were lost.
+        self.say = say
+        self.longest = 0.0
+        self.end(0.0)
+
+    def end(self, seconds: float) -> None:
+        """A block has come; it took so long."""
+        self.longest = max(self.longest, seconds)
+        self.since, self.has_said = time.monotonic(), False
+
+    def look(self) -> None:
+        silent = time.monotonic() - self.since
+        if self.has_said or silent < max(SILENCE, SILENCES * self.longest):
+            return
+        with suppress(UserError, OSError):  # A mark goes just now; a store does not answer.
+            begun = [self._begun(mark) for mark in sorted(_marks(self.stages) - self.before)]
+            if not begun:  # Who waits for a machine is told so (engine/room.py).
+                return
+            self.has_said = True
+            more = f", and {len(begun) - NAMED} more" if len(begun) > NAMED else ""
+            self.say(
+                f"  no block has come for {silent / 60:.0f} minutes. Begun: "
+                f"{', '.join(begun[:NAMED])}{more}. If one of these processes hangs, end it"
+                " (kill -9): another makes its block."
+            )
+
+    def _begun(self, mark: Path) -> str:
+        host, _, process = storage.tail(mark, 1000).decode().rpartition(":")
+        block = int(mark.name.partition("-")[0])
+        return f"{self.stages[mark.parent]} block {block} by process {process} on {host}"
+
+
+def _marks(folders: Iterable[Path]) -> set[Path]:
     return {mark for folder in folders for mark in storage.entries(folder)}
 
 

@@ -210,11 +210,20 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
         return asdict(train(job, device=device, on_step=told, leaving=_leaving))
     except Superseded as error:  # All workers stop with it, in a folder that is another's by now.
         return {"error": str(error)}
-    except UserError as error:  # Ours to explain, not Ray's to retry.
-        write_text(_refusal(job), str(error))
-        # Where this worker alone refuses, the others wait for it in a collective: end that.
-        dist.destroy_process_group()
-        return {"error": str(error)}
+    except UserError as error:
+        return _refuse(job, error)
+
+
+def _refuse(job: Job, error: UserError) -> dict[str, Any]:
+    """Ours to explain, not Ray's to retry. Where this worker alone refuses, the others wait for it
+    in a collective, and that has to end."""
+    write_text(_refusal(job), str(error))
+    # With NCCL a group cannot be left: the others would wait until its time-out, half an hour. So
+    # Ray hears of it, and ends all workers; those that it starts again heed what is written.
+    if dist.get_backend() == "nccl":
+        raise error
+    dist.destroy_process_group()
+    return {"error": str(error)}
 
 
 def _blind(job: Job) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -63,10 +62,7 @@ def save(
         sha256[file.name] = file_sha256(file)
     text = json.dumps({**state, "step": step, "sha256": sha256}, indent=1, sort_keys=True)
     (temporary / "state.json").write_text(text + "\n", encoding="utf-8")
-    for entry in [*temporary.iterdir(), temporary]:
-        _sync(entry)
-    if path.exists():  # Left by an attempt that was found corrupt, or that ran further than this.
-        shutil.rmtree(path)
+    # Instead of what an attempt left that was found corrupt, or that ran further than this.
     place(temporary, path)
     if storage.mirrored(path):
         storage.later(lambda: _send(path, keep))
@@ -141,11 +137,3 @@ def _sha256(path: Path) -> str:
 def _clean(folder: Path, keep: int) -> None:
     for path in _steps(folder)[:-keep]:
         storage.remove(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -160,7 +160,7 @@ def convert(name: str | Path, out: Path) -> dict[str, torch.Tensor]:
     shutil.rmtree(attempt, ignore_errors=True)
     attempt.mkdir(parents=True)
     for path in folder.glob("**/*"):
-        if path.suffix in (".json", ".txt", ".model") and "index" not in path.suffixes:
+        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
             target = attempt / path.relative_to(folder)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)

@@ -9,10 +9,8 @@ import json
 import logging
 import math
 import os
-import shutil
 import socket
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +24,7 @@ from rocketray import storage
 from rocketray.artifacts import (
     Superseded,
     Version,
-    publish,
+    publish_folder,
     read_json,
     write_json,
     write_text,
@@ -598,7 +596,7 @@ class Trainer:
         if found:
             load_model(self.model, found.tensors("model"))
         if self.rank == 0:
-            _save_model(self.model, self.job.out / "model")
+            publish_folder(self.model.save, self.job.out / "model")
         self._anywhere(False)  # Nobody leaves before it is there.
 
     def _said_by_first(self, number: int) -> int:
@@ -725,15 +723,6 @@ def _scored_above(scored: Version, threshold: float) -> np.ndarray:
     passages = pc.list_flatten(table["passages"]).to_numpy()
     above = pc.list_flatten(table["ce_scores"]).to_numpy() > threshold
     return np.stack([queries[above], passages[above]])
-
-
-def _save_model(model: DualEncoder | CrossEncoder, folder: Path) -> None:
-    """Whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    model.save(temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
-    publish(temporary, folder)
 
 
 def _cut_log(path: Path | None, step: int) -> None:

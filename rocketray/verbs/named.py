@@ -132,8 +132,8 @@ def cross(flow: Workflow, name: str, overrides: Sequence[str] = ()) -> Version:
         identity = preparation.from_weights(flow, name, {"length": length})
 
         def make(folder: Path) -> dict[str, Any]:
-            CrossEncoder.trained(source, length=length).save(folder / "model")
-            storage.push(folder / "model")
+            model = CrossEncoder.trained(source, length=length)
+            artifacts.publish_folder(model.save, folder / "model")
             return {}
 
         return flow.files(slug(name), identity, [], make)

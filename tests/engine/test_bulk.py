@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import random
+import re
+import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +29,7 @@ from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from tests.conftest import SMALLER
 from tests.s3 import Node
-from tests.toys import Double, Placed, job
+from tests.toys import Double, Hung, Placed, job
 
 UNLUCKY = r"^numbers\.txt, line 3: 13 is unlucky\.$"
 ITEMS = [[1, 2], [3], [], [4, 5, 6]]
@@ -331,6 +335,57 @@ def test_a_worker_that_begins_on_another_node_is_heard_of(on: Node) -> None:
     assert not begun()
     with poison.attempt(draft(on("worker")).path, 0, "worker:1"):
         assert begun()
+
+
+def test_blocks_that_do_not_come_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, jobs = list[str](), [job(draft(tmp_path), ITEMS), job(draft(tmp_path, "triple"), ITEMS)]
+    attempts = tmp_path / "double" / "attempts"
+    attempts.mkdir()
+    (attempts / "00001-aaaaaaaa").write_text("lost-before:7")
+    silence = bulk.Silence(jobs, said.append)
+    with poison.attempt(tmp_path / "triple", 3, "node-7:41"):
+        silence.look()
+        assert said == []  # It is not ten minutes yet.
+        monkeypatch.setattr(bulk, "SILENCE", 0.0)
+        silence.look()
+        silence.look()
+        assert said == [
+            "  no block has come for 0 minutes. Begun: triple block 3 by process 41 on node-7. If"
+            " one of these processes hangs, end it (kill -9): another makes its block."
+        ]
+        silence.end(0.0)
+        silence.look()
+        assert len(said) == 2
+        silence.end(1000.0)
+        silence.look()
+        assert len(said) == 2  # Five times the longest block.
+    silence.longest = 0.0
+    silence.look()
+    assert len(said) == 2  # Nobody has one.
+
+
+@on_ray
+def test_a_worker_that_hangs_is_named_and_can_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "SILENCE", 1.0)
+    monkeypatch.setattr(bulk, "PATIENCE", 0.5)
+    said, once = list[str](), tmp_path / "once"
+    hung = replace(job(draft(tmp_path), [[1], [2]]), stage=Hung, settings={"once": str(once)})
+
+    def hear(line: str) -> None:
+        while not once.exists():  # It has begun, and is about to hang.
+            time.sleep(0.01)
+        if not said:  # On a machine that is busy a second may be silent later, too.
+            [pid] = re.findall(r"double block \d by process (\d+) on ", line)
+            os.kill(int(pid), signal.SIGKILL)
+        said.append(line)
+
+    run_jobs([hung], cluster(1), lambda receipt: None, hear)
+    assert draft(tmp_path).finish({}, blocks=2).read()["n"].to_pylist() == [2, 4]
+    assert said[0].startswith("  no block has come for 0 minutes. Begun: double block ")
 
 
 @on_ray

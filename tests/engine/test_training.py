@@ -225,6 +225,24 @@ def test_a_group_that_is_begun_anew_heeds_the_refusal(tmp_path: Path) -> None:
     assert [path.name for path in job.out.iterdir()] == ["refused.txt"]
 
 
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_a_refusal_leaves_the_group_where_others_notice_and_else_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    data, left = TrainingData(tmp_path / "data"), list[str]()
+    job = data.job("dual", tmp_path / "out", data.dual())
+    monkeypatch.setattr(training.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(training.dist, "destroy_process_group", lambda: left.append(backend))
+    if backend == "nccl":
+        with pytest.raises(UserError, match=r"^worker 1 will not$"):
+            training._refuse(job, UserError("worker 1 will not"))
+    else:
+        told = training._refuse(job, UserError("worker 1 will not"))
+        assert told == {"error": "worker 1 will not"}
+    assert left == ["gloo"] * (backend == "gloo")
+    assert (job.out / "refused.txt").read_text() == "worker 1 will not"
+
+
 @pytest.mark.slow  # Ray is imported.
 @pytest.mark.filterwarnings("default")  # Ray's own.
 def test_a_worker_that_could_not_write_its_refusal_is_heard(tmp_path: Path) -> None:

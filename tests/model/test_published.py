@@ -161,6 +161,21 @@ def test_convert(folder: Path, published: Path, tmp_path: Path) -> None:
         convert(published, out)
 
 
+def test_of_weights_in_parts_the_index_stays_behind(published: Path, tmp_path: Path) -> None:
+    """It names files that the converted folder does not have."""
+    tensors = torch.load(published / "pytorch_model.bin", weights_only=True)
+    (published / "pytorch_model.bin").unlink()
+    files = {name: f"pytorch_model-0000{1 + n % 2}.bin" for n, name in enumerate(sorted(tensors))}
+    for file in set(files.values()):
+        part = {name: tensors[name] for name in files if files[name] == file}
+        torch.save(part, published / file)
+    write_json(published / "pytorch_model.bin.index.json", {"weight_map": files})
+    assert convert(published, tmp_path / "converted").keys() == tensors.keys()
+    expected = {path.name for path in published.iterdir() if path.suffix == ".json"}
+    found = {path.name for path in (tmp_path / "converted").glob("*.json")}
+    assert found == expected - {"pytorch_model.bin.index.json"}
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("executed",)

@@ -182,6 +182,18 @@ def test_a_copied_tokenizer_knows_its_limit_and_keeps_its_ids(model, tmp_path):
     assert tokenizer_fingerprint(tmp_path) == tokenizer_fingerprint(model)
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "spm.model", "sentencepiece.model"])
+def test_every_vocabulary_that_is_taken_is_copied_and_told_apart(broken, tmp_path, name):
+    (broken / "tokenizer.json").rename(broken / name)
+    assert resolve(broken) == broken
+    (tmp_path / "saved").mkdir()
+    copy_tokenizer(broken, tmp_path / "saved", 12)
+    assert (tmp_path / "saved" / name).read_bytes() == (broken / name).read_bytes()
+    before = tokenizer_fingerprint(broken)
+    (broken / name).write_bytes(b"another")
+    assert tokenizer_fingerprint(broken) != before
+
+
 def test_tiny_depends_on_its_arguments_alone(tmp_path):
     one, two = tiny(tmp_path / "one", WORDS), tiny(tmp_path / "two", WORDS)
     torch.manual_seed(5)
