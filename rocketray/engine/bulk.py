@@ -411,7 +411,8 @@ class Silence:
         if self.has_said or silent < max(SILENCE, SILENCES * self.longest):
             return
         with suppress(UserError, OSError):  # A mark goes just now; a store does not answer.
-            begun = [self._begun(mark) for mark in sorted(_marks(self.stages) - self.before)]
+            marks = sorted(_marks(self.stages) - self.before)
+            begun = [told for mark in marks if (told := self._begun(mark))]
             if not begun:  # Who waits for a machine is told so (engine/room.py).
                 return
             self.has_said = True
@@ -423,9 +424,10 @@ class Silence:
             )
 
     def _begun(self, mark: Path) -> str:
+        """Nothing of one that is gone by now."""
         host, _, process = storage.tail(mark, 1000).decode().rpartition(":")
-        block = int(mark.name.partition("-")[0])
-        return f"{self.stages[mark.parent]} block {block} by process {process} on {host}"
+        block = f"{self.stages[mark.parent]} block {int(mark.name.partition('-')[0])}"
+        return process and f"{block} by process {process} on {host}"
 
 
 def _marks(folders: Iterable[Path]) -> set[Path]:

@@ -310,13 +310,6 @@ def encode_queries(
     return Encoder(model, "query")(assembler, store, rows)
 
 
-def encode_passages(
-    model: DualEncoder, assembler: Assembler, store: TokenStore, rows: np.ndarray
-) -> np.ndarray:
-    """Passage embeddings, float32 [R, D]."""
-    return Encoder(model, "passage")(assembler, store, rows)
-
-
 def score_pairs(
     model: CrossEncoder,
     assembler: Assembler,

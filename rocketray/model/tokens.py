@@ -247,19 +247,6 @@ class TokenStore:
         block, at = self._find(row)
         return block.ids[block.offsets[at] : block.offsets[at + 1]]
 
-    def title(self, row: int) -> np.ndarray:
-        block, at = self._find(row)
-        return self.ids(row)[: block.lengths[at, 0]]
-
-    def text(self, row: int) -> np.ndarray:
-        block, at = self._find(row)
-        return self.ids(row)[block.lengths[at, 0] :]
-
-    def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Ids kept of each row, title and text together, without special tokens: int64 [R]."""
-        titles, texts = self.sizes(rows)
-        return titles.beside(texts).kept_R
-
     def sizes(self, rows: np.ndarray) -> tuple[Sizes, Sizes]:
         """Of the rows' titles, of their texts."""
         kept_R, lengths_3R = np.zeros(len(rows), np.int64), np.zeros((3, len(rows)), np.int64)

@@ -433,6 +433,13 @@ def test_the_rule_is_longest_first_not_only_second(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- the store
 
 
+def kept(store: TokenStore, rows: Sequence[int]) -> list[int]:
+    """Ids kept of each row, title and text together."""
+    titles, texts = store.sizes(np.array(rows))
+    found: list[int] = titles.beside(texts).kept_R.tolist()
+    return found
+
+
 def test_rows_are_found_in_any_order_over_blocks_and_versions(tmp_path, tokenizer):
     texts = ["pad", "a tensor", "", "how do i", "zeros"]
     titles = ["the query", "", "with", "", "pads"]
@@ -441,15 +448,13 @@ def test_rows_are_found_in_any_order_over_blocks_and_versions(tmp_path, tokenize
     both = TokenStore([tmp_path / "one", tmp_path / "two"])
     assert (one.rows, both.rows, len(both)) == (3, 5, 5)
     for row in range(5):
-        ((title, body),) = zip(
-            tokenizer.ids([titles[row]], 9), tokenizer.ids([texts[row]], 9), strict=True
-        )
-        assert both.title(row).tolist() == title
-        assert both.text(row).tolist() == body
+        title, body = tokenizer.ids([titles[row], texts[row]], 9)
+        of_titles, of_texts = both.sizes(np.array([row]))
+        assert (of_titles.kept_R.tolist(), of_texts.kept_R.tolist()) == ([len(title)], [len(body)])
         assert both.ids(row).tolist() == title + body
-    assert both.lengths(np.array([4, 0, 2, 0])).tolist() == [2, 3, 1, 3]
+    assert kept(both, [4, 0, 2, 0]) == [2, 3, 1, 3]
     with pytest.raises(IndexError, match="store of 5 rows"):
-        both.lengths(np.array([5]))
+        both.sizes(np.array([5]))
 
 
 def test_a_pickled_store_maps_the_files_again(tmp_path, tokenizer):
@@ -470,7 +475,7 @@ def test_blocks_are_mapped_when_asked_for_and_let_go_of(tmp_path, tokenizer, mon
     texts = ["pad " * n for n in range(1, 10)]
     store = write_store(tmp_path, tokenizer, texts)
     assert (len(store), maps(tmp_path)) == (9, 0)
-    assert store.lengths(np.array([8, 0, 3, 8, 5, 0])).tolist() == [9, 1, 4, 9, 6, 1]
+    assert kept(store, [8, 0, 3, 8, 5, 0]) == [9, 1, 4, 9, 6, 1]
     assert maps(tmp_path) == 2 * 3
     first = store.ids(0)
     assert [store.ids(row).tolist() for row in range(9)] == tokenizer.ids(texts, LIMIT)
@@ -479,7 +484,7 @@ def test_blocks_are_mapped_when_asked_for_and_let_go_of(tmp_path, tokenizer, mon
 
 def test_a_store_has_more_blocks_than_a_process_may_have_files(tmp_path, tokenizer, few_files):
     store = write_store(tmp_path, tokenizer, ["pad " * n for n in range(30)], block=1)
-    assert store.lengths(np.arange(30)).tolist() == list(range(30))
+    assert kept(store, range(30)) == list(range(30))
 
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path, tokenizer):

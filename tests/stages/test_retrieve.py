@@ -12,7 +12,7 @@ import torch
 
 from rocketray.artifacts import Draft, Version, commit_block
 from rocketray.model.dual_encoder import DualEncoder
-from rocketray.model.inference import encode_passages, encode_queries
+from rocketray.model.inference import Encoder, encode_queries
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.schema import RUN
 from rocketray.stages.encode import Encode
@@ -68,7 +68,7 @@ def test_blocks_of_embeddings_are_in_row_order(small: Small, tmp_path: Path) -> 
     model = DualEncoder.open(small.dual / "model").eval()
     assembler = Assembler(Tokenizer(model.tokenizer_folder))
     rows = np.arange(12)
-    whole = encode_passages(model, assembler, TokenStore(small.passage_tokens), rows)
+    whole = Encoder(model, "passage")(assembler, TokenStore(small.passage_tokens), rows)
     version = Version.open(embed(small, tmp_path / "embeddings"))
     parts = np.concatenate([version.array(number, "embeddings") for number in range(3)])
     assert parts.dtype == np.float32

@@ -19,9 +19,11 @@ def test_ids_are_the_tokenizers(small: Small) -> None:
     passages = Version.open(small.passages).read()
     titles, texts = passages["title"].to_pylist(), passages["text"].to_pylist()
     assert store.rows == 12
+    of_titles, of_texts = store.sizes(np.arange(12))
     for row, (title, text) in enumerate(zip(titles, texts, strict=True)):
-        assert store.title(row).tolist() == tokenizer.ids([title], 24)[0]
-        assert store.text(row).tolist() == tokenizer.ids([text], 24)[0]
+        first, then = tokenizer.ids([title, text], 24)
+        assert (of_titles.kept_R[row], of_texts.kept_R[row]) == (len(first), len(then))
+        assert store.ids(row).tolist() == first + then
 
 
 def test_queries_have_no_titles(small: Small) -> None:
