@@ -440,7 +440,10 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
     changed = recipes.changed(flow.recipe, row.settings)
     positives = _positives(flow, ready)
     # Of both retrievers, but of another depth: the run's own pool keeps its name.
-    other = flow.recipe.denoise.pool == "both" and changed.denoise != flow.recipe.denoise
+    told = flow.recipe.denoise
+    other = told.pool == "both" and labelling.pool_depth(changed.denoise) != labelling.pool_depth(
+        told
+    )
     name = f"{row.name}_pool" if other else "both_train"
     run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise, name=name)
     if changed.denoise.rounds > 1:
@@ -574,7 +577,7 @@ def measured(flow: Workflow, name: str, run: pa.Table) -> pd.DataFrame:
     """One row per test question, one column per measure. Kept as a version."""
     sources = ("dual_2_test", "dual_2_test_scored") if name == "reranked" else (f"{name}_test",)
     read = (*sources, results.held_out(flow).name, "test_queries")
-    told = {"measures": results.asked(flow.recipe)}
+    told = {"measures": results.asked(flow)}
     identity = {"code": 1, "recipe": told, "inputs": {n: flow.made[n].digest for n in read}}
 
     def make() -> list[artifacts.Parts]:

@@ -14,7 +14,7 @@ from rocketray.pair_store import keep_pairs, known_pairs
 from rocketray.preparation import Ready
 from rocketray.recipe import LEXICAL_DEPTH, Recipe, in_round
 from rocketray.recipe import Denoise as Rules
-from rocketray.retrieval import lexical, lexical_spec
+from rocketray.retrieval import lexical, lexical_spec, list_depths
 from rocketray.stages.answers import AnswerPositives
 from rocketray.stages.augment import Augment
 from rocketray.stages.denoise import Denoise, TrustAll
@@ -84,7 +84,7 @@ def pool(
     """
     if told.pool == "dual_0":
         return run
-    depth = told.depth * (2 if told.fill == "unscored_tail" else 1)
+    depth = pool_depth(told)
     if number > 1 and before:
         return flow.bulk(
             Spec(
@@ -108,6 +108,11 @@ def pool(
         )
     )
     return both
+
+
+def pool_depth(told: Rules) -> int:
+    """How long a pool's lists are: what is judged, and the tail that examples are filled from."""
+    return told.depth * (2 if told.fill == "unscored_tail" else 1)
 
 
 def denoise(
@@ -221,7 +226,8 @@ def rerank(flow: Workflow, ready: Ready, cross: Version) -> None:
     if "test" not in ready.tables.chosen:
         return
     told = flow.recipe.evaluate
-    bm25 = [lexical_spec(ready, "test", told.k)] if told.bm25 else []
+    depth = list_depths(flow.recipe)["test"]  # As deep as the models' own, to be measured alike.
+    bm25 = [lexical_spec(ready, "test", depth)] if told.bm25 else []
     if told.rerank:
         run = flow.made["dual_2_test"]
         score(flow, ready, "dual_2_test_scored", run, cross, told.rerank, bm25)

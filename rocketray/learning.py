@@ -240,6 +240,7 @@ def train(
     def make(folder: Path) -> dict[str, Any]:
         if same := _trained_before(flow, name, identity):
             flow.display.say(f"  {name:<26} a copy of {same.name}, which learned the same")
+            same.verify()  # Made in an earlier call, maybe, and nothing has read it since.
             return _copied(same, folder)
         paths = {n: v.path for n, v in inputs.items()}
         paths["weights"] = paths["weights"] / "model"

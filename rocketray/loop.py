@@ -42,7 +42,8 @@ def run(
     display = display or Display()
     with claimed(out, take_over) as folder:
         dataset = tables.locate(recipe, folder.path, data, unlabelled)
-        flow = Workflow(recipe, folder, display, until, frozen, _beyond(until, recipe))
+        beyond = pipeline.beyond(until, recipe.denoise.rounds) if until else set()
+        flow = Workflow(recipe, folder, display, until, frozen, beyond)
         if not (folder.path / "recipe.yaml").is_file():
             flow.tell_recipe()
         display.say(f"rocketray: recipe {recipe.name}, seed {recipe.seed}, into {folder}")
@@ -61,7 +62,7 @@ def run(
             if until and until not in flow.made:
                 display.say(f"  note: --until {until}: this run has no such stage, and is whole.")
         except Finished as stop:
-            if not frozen:
+            if not frozen or until in flow.made:  # Then all that it would refuse is there.
                 flow.tell_recipe()
             where = f"after {until}, as asked"
             if until not in flow.made:
@@ -110,12 +111,6 @@ def _check_stage(name: str, rounds: int) -> None:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(f"--until {name!r}: no such stage.{hint} In order: {', '.join(known)}.")
-
-
-def _beyond(until: str | None, recipe: recipes.Recipe) -> tuple[str, ...]:
-    """The stages after it, in order."""
-    known = pipeline.stages(recipe.denoise.rounds)
-    return known[known.index(until) + 1 :] if until else ()
 
 
 QUESTIONS = (

@@ -62,6 +62,24 @@ def stages(rounds: int) -> tuple[str, ...]:
     return (*_BEFORE, *hard, *_AFTER)
 
 
+def beyond(until: str, rounds: int) -> set[str]:
+    """All that is made after a stage: later stages, and what is made on the way to them that nobody
+    asks for by name."""
+    known = stages(rounds)
+    after = known[known.index(until) + 1 :]
+    found = {*after, *(f"{name}_cells" for name in after)}
+    for name in after:
+        if name.endswith("_index"):
+            model = name.removesuffix("_index")
+            measured = ("exact", "exact_cells", "recall_queries", "recall")
+            found |= {f"{name}_trained", *(f"{model}_{stage}" for stage in measured)}
+    for number in range(1, rounds + 1):
+        if in_round("denoise", number) in after:
+            pools = {"bm25_train", f"{in_round('both', number)}_train"}
+            found |= pools | {f"{name}_scored" for name in pools}
+    return found | {"answer_positives"} if "cross_examples" in after else found
+
+
 _BEFORE = (
     "passages", "queries",
     "qrels_train", "qrels_hidden", "qrels_hidden_positives", "qrels_dev", "qrels_test",

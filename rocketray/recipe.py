@@ -574,7 +574,8 @@ class Recipe(Model):
         if self.data.positives == "answers" and (told.pool != "dual_0" or told.rounds > 1):
             raise ValueError(
                 "data.positives is answers, which are looked for in dual_0's lists alone: set"
-                " denoise.pool to dual_0 and denoise.rounds to 1, or data.positives to labelled"
+                " denoise.pool to dual_0 and denoise.rounds to 1 (of an ablation leave --also bm25,"
+                " both and rounds out), or data.positives to labelled"
             )
         return self
 
@@ -588,7 +589,8 @@ class Recipe(Model):
             )
         if self.denoise.off and self.steps.dual_1.mask_ce_above is not None:
             raise ValueError(
-                "steps.dual_1.mask_ce_above masks by ce_scores, and with denoise.off there are none"
+                "steps.dual_1.mask_ce_above masks by ce_scores, and with denoise.off there are"
+                " none: set it to null, or denoise.off to false"
             )
         for name in ("dual_1", "dual_2"):
             told: HardStep = getattr(self.steps, name)

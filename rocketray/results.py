@@ -15,7 +15,6 @@ from rocketray.artifacts import Version
 from rocketray.evaluation import ANSWER_DEPTHS, MEASURES, within
 from rocketray.learning import cross_quality
 from rocketray.progress import clock
-from rocketray.recipe import Recipe
 from rocketray.retrieval import list_depths
 from rocketray.schema import Verdict
 from rocketray.workflow import Workflow
@@ -117,15 +116,15 @@ def per_query(
     return {name: pd.concat(parts).sort_index() for name, parts in found.items()}, depth
 
 
-def asked(recipe: Recipe) -> list[str]:
+def asked(flow: Workflow) -> list[str]:
     """The measures of its table."""
-    return within(list_depths(recipe)["test"])
+    return within(min(list_depths(flow.recipe)["test"], flow.made["passages"].rows))
 
 
 def measure(flow: Workflow, runs: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
     """Measures by model. Kept as a version, so that a repeated command need not measure again, nor
     write the files of the same runs, of which the depth is part."""
-    qrels, names = held_out(flow), asked(flow.recipe)
+    qrels, names = held_out(flow), asked(flow)
     inputs = {name: flow.made[_source(name)].digest for name in runs}
     if flow.recipe.data.positives == "answers":  # Theirs stand beside the questions' texts.
         inputs["answers"] = flow.made["queries"].digest

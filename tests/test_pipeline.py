@@ -168,6 +168,25 @@ def test_where_the_data_make_no_stage_it_stops_before_the_next(
     assert f"Stopped before {stopped}: this run makes no {until}" in said.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("until", "told", "last"),
+    [
+        ("dual_0_index", "blocks.passage_group=20", "dual_0_embeddings"),  # Before the search.
+        ("dual_0_train_scored", "denoise.pool=both", "cross"),  # Before BM25's and both's lists.
+    ],
+)
+def test_what_nobody_asks_for_by_name_is_not_made_either(
+    until: str, told: str, last: str, place: Place
+) -> None:
+    assert list(place.run(told, until=until).made)[-1] == last
+
+
+def test_no_measure_looks_deeper_than_the_corpus(place: Place) -> None:
+    place.run("evaluate.k=1000")  # Of 40 passages.
+    metrics = artifacts.read_json(place.out / "metrics.json")
+    assert list(metrics["dual_2"]) == ["mrr@10", "ndcg@10", "recall@10"]
+
+
 def without_unlabelled(place: Place) -> None:
     path = place.data / "queries.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]

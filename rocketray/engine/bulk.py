@@ -397,6 +397,8 @@ class Silence:
     def __init__(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
         self.stages = {job.draft.path / "attempts": job.draft.stage for job in jobs}
         self.before = _marks(self.stages)  # Left by workers that were lost.
+        self.seen: dict[Path, float] = {}
+        """Marks of workers, and when each was first seen."""
         self.say = say
         self.longest = 0.0
         self.end(0.0)
@@ -407,12 +409,15 @@ class Silence:
         self.since, self.has_said = time.monotonic(), False
 
     def look(self) -> None:
-        silent = time.monotonic() - self.since
-        if self.has_said or silent < max(SILENCE, SILENCES * self.longest):
-            return
+        now = time.monotonic()
         with suppress(UserError, OSError):  # A mark goes just now; a store does not answer.
-            marks = sorted(_marks(self.stages) - self.before)
-            begun = [told for mark in marks if (told := self._begun(mark))]
+            marks = _marks(self.stages) - self.before
+            self.seen = {mark: self.seen.get(mark, now) for mark in marks}
+            # A block that was begun is a sign of life as well: machines may have come late.
+            silent = now - max([self.since, *self.seen.values()])
+            if self.has_said or silent < max(SILENCE, SILENCES * self.longest):
+                return
+            begun = [told for mark in self._newest() if (told := self._begun(mark))]
             if not begun:  # Who waits for a machine is told so (engine/room.py).
                 return
             self.has_said = True
@@ -422,6 +427,13 @@ class Silence:
                 f"{', '.join(begun[:NAMED])}{more}. If one of these processes hangs, end it"
                 " (kill -9): another makes its block."
             )
+
+    def _newest(self) -> list[Path]:
+        """The last mark of each block; those before it are of workers that were lost since."""
+        newest = {}
+        for mark in sorted(self.seen, key=self.seen.__getitem__):
+            newest[mark.parent, mark.name.partition("-")[0]] = mark
+        return sorted(newest.values())
 
     def _begun(self, mark: Path) -> str:
         """Nothing of one that is gone by now."""
