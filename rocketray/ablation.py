@@ -441,9 +441,7 @@ def hard_step(flow: Workflow, ready: Ready, row: Row) -> None:
     positives = _positives(flow, ready)
     # Of both retrievers, but of another depth: the run's own pool keeps its name.
     told = flow.recipe.denoise
-    other = told.pool == "both" and labelling.pool_depth(changed.denoise) != labelling.pool_depth(
-        told
-    )
+    other = told.pool == "both" and changed.denoise.deepest != told.deepest
     name = f"{row.name}_pool" if other else "both_train"
     run = labelling.pool(flow, ready, flow.made["dual_0_train"], changed.denoise, name=name)
     if changed.denoise.rounds > 1:

@@ -84,14 +84,13 @@ def pool(
     """
     if told.pool == "dual_0":
         return run
-    depth = pool_depth(told)
     if number > 1 and before:
         return flow.bulk(
             Spec(
                 name=f"{in_round('both', number)}_train",
                 stage=LaterPool,
                 inputs={"dense": run, "before": before},
-                settings={"depth": depth, "finder": in_round("dual_1", number - 1)},
+                settings={"depth": told.deepest, "finder": in_round("dual_1", number - 1)},
                 over="dense",
             )
         )[0]
@@ -103,16 +102,11 @@ def pool(
             name=name,
             stage=Pool,
             inputs={"dense": run, "lexical": found},
-            settings={"depth": depth},
+            settings={"depth": told.deepest},
             over="dense",
         )
     )
     return both
-
-
-def pool_depth(told: Rules) -> int:
-    """How long a pool's lists are: what is judged, and the tail that examples are filled from."""
-    return told.depth * (2 if told.fill == "unscored_tail" else 1)
 
 
 def denoise(

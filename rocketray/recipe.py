@@ -354,13 +354,17 @@ class Denoise(Model):
                 f"rounds is {self.rounds}, and BM25 finds the same passages in each: pool must be"
                 " dual_0 or both"
             )
-        deepest = self.depth * (2 if self.fill == "unscored_tail" else 1)
-        if self.pool != "dual_0" and deepest > LEXICAL_DEPTH:
+        if self.pool != "dual_0" and self.deepest > LEXICAL_DEPTH:
             raise ValueError(
-                f"depth and fill ask for {deepest} passages a question, and BM25 lists"
+                f"depth and fill ask for {self.deepest} passages a question, and BM25 lists"
                 f" {LEXICAL_DEPTH}"
             )
         return self
+
+    @property
+    def deepest(self) -> int:
+        """How long a question's list must be: what is judged, and the tail to fill from."""
+        return self.depth * (2 if self.fill == "unscored_tail" else 1)
 
     def in_rounds(self, stage: str) -> tuple[str, ...]:
         """A stage of step 3 by its name in every round, the last one's last."""

@@ -131,10 +131,8 @@ def _groups(flow: Workflow, embeddings: Version) -> list[Group]:
 
 def list_depths(recipe: Recipe) -> dict[str, int]:
     """How long each purpose's lists must be."""
-    tail = recipe.denoise.fill == "unscored_tail"
-    train = max(recipe.steps.cross.depth, recipe.denoise.depth * (2 if tail else 1))
     return {
-        "train": train,
+        "train": max(recipe.steps.cross.depth, recipe.denoise.deepest),
         "dev": recipe.evaluate.dev_rerank,
         "test": max(recipe.evaluate.k, recipe.evaluate.rerank),
         "unlabelled": recipe.augment.depth,

@@ -22,6 +22,7 @@ from pathlib import Path
 from rocketray.errors import UserError
 from rocketray.formats import beir, msmarco
 from rocketray.formats.sources import (
+    OTHER_IDS,
     BadLine,
     Cut,
     Dataset,
@@ -52,9 +53,6 @@ PARSE: dict[str, Callable[[str], Record]] = {
     "tsv": msmarco.parse,
     "txt": lambda line: {"text": line},
 }
-
-OTHER_IDS = frozenset({"id", "docid", "doc_id", "docno", "pid", "passage_id", "qid", "query_id"})
-"""What others call `_id`: a made-up id in its place would be a surprise."""
 
 
 def open_dataset(

@@ -26,9 +26,11 @@ from rocketray.lines import BYTE_ORDER_MARK, damaged_gzip, not_utf8
 Record = dict[str, Any]
 """A row in our words and the file's types: `id`, `title`, `text`, `answers`, each perhaps absent;
 of a JSON object also the names of its `fields`. Validation is ingest's business."""
-COLUMNS = frozenset(
+OTHER_IDS = frozenset({"id", "docid", "doc_id", "docno", "pid", "passage_id", "qid", "query_id"})
+"""What others call `_id`: a made-up id in its place would be a surprise."""
+COLUMNS = OTHER_IDS.union(
     {
-        *("id", "_id", "pid", "qid", "docid", "doc_id", "docno", "passage_id", "query_id"),
+        "_id",
         *("query", "question", "passage", "document", "title", "text", "body", "contents"),
         *("anchor", "positive", "negative", "pos", "neg"),
     }
