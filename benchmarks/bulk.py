@@ -31,6 +31,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder, Pooling
 from rocketray.model.flops import Flops
 from rocketray.model.inference import Encoder, Precision, Scorer
+from rocketray.model.products import multiply, set_threads
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, parse
@@ -142,7 +144,7 @@ class Limit:
 @contextmanager
 def limit(told: argparse.Namespace, threads: int) -> Iterator[Limit]:
     """The threads to use, and their limit, known at the end. Warns of a machine that changed."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     found = Limit()
     before = product_flops(*LIMIT)
     yield found
@@ -160,14 +162,16 @@ def limit(told: argparse.Namespace, threads: int) -> Iterator[Limit]:
 
 
 def product_flops(rows: int, width: int, inner: int, seconds: float = 0.5) -> float:
-    """Of a float32 linear layer: the best of as many as fit the time."""
+    """Of a float32 product by torch or by numpy, whichever is faster: the best of as many as fit
+    the time."""
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(shape, generator=generator) for shape in ((rows, width), (inner, width)))
+    out = torch.empty(rows, inner)
     best, end = float("inf"), time.perf_counter() + seconds
-    with torch.inference_mode():
-        while time.perf_counter() < end:
+    while time.perf_counter() < end:
+        for product in (partial(torch.mm, x, w.T, out=out), partial(multiply, x, w, out)):
             start = time.perf_counter()
-            torch.nn.functional.linear(x, w)
+            product()
             best = min(best, time.perf_counter() - start)
     return 2.0 * rows * width * inner / best
 
@@ -345,7 +349,7 @@ def int8(told: argparse.Namespace) -> list[Result]:
         }
         found = interleaved(sides, told.rounds)
         product = int8_product()
-    torch.set_num_threads(max(map(int, told.threads.split(","))))
+    set_threads(max(map(int, told.threads.split(","))))
     quality = {precision: ndcg(told, precision) for precision in sides}
     share = quality["int8"] / quality["float32"]
     return [
@@ -473,7 +477,7 @@ def write_store(
 
 def make_blocks(told: argparse.Namespace, work: Work) -> list[float]:
     """When each block was done, in a process of its own or in each of two that share the work."""
-    torch.set_num_threads(1)
+    set_threads(1)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stage = work.stage(**work.settings)
     done = []
@@ -598,7 +602,7 @@ def mine(told: argparse.Namespace, out: RunFolder, negative_below: float) -> Min
 
 def their_mining_size(told: argparse.Namespace) -> int:
     """The batch size that scores fastest, as it scores: one question's candidates at a time."""
-    torch.set_num_threads(2)
+    set_threads(2)
     pairs = [(told.pairs[0][0], passage) for passage in told.texts[:50]]
     return fastest(told, lambda size: their_score(told, pairs, size))
 

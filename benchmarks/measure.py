@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from rocketray.model.products import set_threads
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -122,7 +124,7 @@ def in_two_processes(work: Callable[..., Any], *args: Any) -> list[Any]:
 
 def _join(rank: int, file: str, work: Callable[..., Any], args: Any, answers: Any) -> None:
     """Answers with what the work gives, or with the traceback."""
-    torch.set_num_threads(1)
+    set_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     try:
         answers.put((rank, work(*args)))

@@ -29,11 +29,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, interleaved, peak, ratios, report
 
+from rocketray.model.products import set_threads
 from rocketray.model.top_k import CPU, GPU, Block, Tiling, top_k
 
 Search = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -69,8 +69,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def results(told: argparse.Namespace) -> list[Result]:
-    torch.set_num_threads(told.threads)
-    threadpool_limits(told.threads)  # numpy's products.
+    set_threads(told.threads)
     return [result for name in told.only.split(",") for result in PARTS[name](told)]
 
 
@@ -199,8 +198,7 @@ def serve_faiss(pipe: Connection, told: argparse.Namespace) -> None:
 
 
 def serve_ours(pipe: Connection, told: argparse.Namespace, file: Path, mapped: bool) -> None:
-    torch.set_num_threads(told.threads)
-    threadpool_limits(told.threads)
+    set_threads(told.threads)
     passages = np.load(file, mmap_mode="r")
     if not mapped:
         passages = np.array(passages, np.float32)

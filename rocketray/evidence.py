@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from rocketray.artifacts import Version
 from rocketray.report import denoised
-from rocketray.schema import Verdict
+from rocketray.schema import Verdict, likely_false
 from rocketray.workflow import Workflow
 
 LITTLE = 0.05
@@ -80,10 +80,8 @@ def _input(flow: Workflow, version: Version, name: str) -> Version | None:
 
 def _listed(counts: Mapping[str, int]) -> dict[str, float]:
     """What became of the passages without a label."""
-    # `denoise.promote` makes positives of likely false negatives: removed they are as well.
-    false = counts[Verdict.LIKELY_FALSE_NEGATIVE] + counts.get(Verdict.PSEUDO_POSITIVE, 0)
     found = {"kept": counts[Verdict.HARD_NEGATIVE], "uncertain": counts[Verdict.UNCERTAIN],
-             "removed": false}  # fmt: skip
+             "removed": likely_false(counts)}  # fmt: skip
     return {name: count / max(1, sum(found.values())) for name, count in found.items()}
 
 

@@ -164,7 +164,8 @@ class Task:
             depth = told.augment.depth
             yield self.score(f"{finder}_unlabelled_scored", counts.unlabelled, depth)
         learned = counts.labels + round(counts.pseudo * counts.unlabelled)
-        yield self.dual_step("dual_2", learned * told.steps.dual_2.copies)
+        if counts.unlabelled or told.steps.dual_2 != told.steps.dual_1:  # Else a copy of dual_1.
+            yield self.dual_step("dual_2", learned * told.steps.dual_2.copies)
         yield self.encode("dual_2")
         yield from self.searches("dual_2", ["test"])
         if counts.test and told.evaluate.rerank:

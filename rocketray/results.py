@@ -328,9 +328,7 @@ def _found_by(facts: Mapping[str, int]) -> str:
 
 
 def _removed(facts: Mapping[str, int], where: str) -> Iterator[tuple[str, str]]:
-    # `denoise.promote` makes positives of likely false negatives: removed they are as well.
-    false = facts[Verdict.LIKELY_FALSE_NEGATIVE] + facts.get(Verdict.PSEUDO_POSITIVE, 0)
-    unsure = facts[Verdict.UNCERTAIN]
+    false, unsure = schema.likely_false(facts), facts[Verdict.UNCERTAIN]
     total = false + unsure + facts[Verdict.HARD_NEGATIVE]
     yield (
         f"negatives removed{where}",

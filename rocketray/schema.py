@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -89,6 +89,11 @@ class Verdict(StrEnum):
     PSEUDO_POSITIVE = "pseudo_positive"
     """Best cross-encoder score of an unlabelled query, above the upper threshold; with
     `denoise.promote` any unlabelled passage of a labelled query above it."""
+
+
+def likely_false(counts: Mapping[str, int]) -> int:
+    """How many negatives went as likely false: those that `denoise.promote` made positives, too."""
+    return counts[Verdict.LIKELY_FALSE_NEGATIVE] + counts.get(Verdict.PSEUDO_POSITIVE, 0)
 
 
 def require(table: pa.Table, columns: Iterable[str], who: str) -> None:

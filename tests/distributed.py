@@ -14,9 +14,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from rocketray.model.products import set_threads
 
 SECONDS = 120
 
@@ -66,7 +67,7 @@ class Workers:
 
 def _serve(end: Connection) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
+    set_threads(1)
     while True:
         rendezvous, rank, world, function, args = end.recv()
         try:

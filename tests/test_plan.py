@@ -145,9 +145,11 @@ def test_a_recipe_limits_what_it_uses() -> None:
 
 
 def test_without_unlabelled_questions_nothing_is_augmented() -> None:
-    names = by_stage(task(replace(MARCO, unlabelled=0)))
-    assert "dual_1_unlabelled_scored" not in names
-    assert names["dual_2"].steps == names["dual_1"].steps
+    labelled = replace(MARCO, unlabelled=0)
+    names = by_stage(task(labelled))
+    assert not {"dual_1_unlabelled_scored", "dual_2"} & names.keys()  # dual_2 is dual_1 again.
+    longer = by_stage(task(labelled, "steps.dual_2.epochs=20"))
+    assert longer["dual_2"].steps > longer["dual_1"].steps
 
 
 # ----------------------------------------------------------------------------------------- seconds

@@ -109,7 +109,7 @@ class Worker:
     def __init__(self, jobs: Sequence[Job], threads: int = 1) -> None:
         self.jobs = jobs
         self.stages: dict[int, Stage] = {}
-        _set_threads(threads)
+        poison.set_threads(threads)
 
     def make(self, job_number: int, block: int) -> Receipt:
         """One block: made, committed, told of.
@@ -450,13 +450,6 @@ def _check_sight(folder: Path) -> None:
     """A worker that made a folder of its own would commit where nobody reads."""
     if not sees(folder):
         raise UserError(f"{socket.gethostname()} does not see {folder}: {SHARED}")
-
-
-def _set_threads(threads: int) -> None:
-    # One thread per worker: as fast on all cores together, and sums do not depend on the machine.
-    # Stages that need no torch have not imported it by now, and starting them stays quick.
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(threads)
 
 
 def _name() -> str:

@@ -149,8 +149,7 @@ def serve(handle: int) -> None:
     pipe = Connection(handle)
     job: Job = pipe.recv()
     pipe.send("ready")
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)  # As in every worker (engine/bulk): the same bytes.
+    set_threads(1)  # As in every worker (engine/bulk): the same bytes.
     stage: Any = None
     while True:
         try:
@@ -255,3 +254,13 @@ def _refusal(job: Job, block: int, death: Death, why: str) -> UserError:
         f"{job.draft.stage}: block {block} kills its worker ({death.how}), also in a process of its"
         f" own, and {why}."
     )
+
+
+def set_threads(count: int) -> None:
+    """Of this worker's products. One thread per worker is as fast on all cores together, and sums
+    do not depend on the machine. Stages that need no torch have not imported it by now, and
+    starting them stays quick."""
+    if "torch" in sys.modules:
+        from rocketray.model import products
+
+        products.set_threads(count)

@@ -11,7 +11,7 @@ model's own modules, so the numbers are the model's to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from rocketray.model.first_token import supports
+from rocketray.model.products import linear, linears
 from rocketray.model.tokens import Batch
 
 __all__ = ["Rows", "encode", "moved", "pack", "pooled", "supports"]
@@ -125,12 +126,19 @@ def _layer(layer: Any, asking: torch.Tensor, h_ND: torch.Tensor, attend: Attend)
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.view(len(x), own.num_attention_heads, -1)
 
-    context = attend(heads(own.query(asking)), heads(own.key(h_ND)), heads(own.value(h_ND)))
+    context = attend(*(heads(x) for x in _asked(own, asking, h_ND)))
     # Sums in place: a fresh tensor of this size costs a CPU its page faults.
-    attended = out.LayerNorm(out.dense(context.flatten(1)).add_(asking))
-    wide = inner.intermediate_act_fn(inner.dense(attended))
-    result: torch.Tensor = layer.output.LayerNorm(layer.output.dense(wide).add_(attended))
+    attended = out.LayerNorm(linear(out.dense, context.flatten(1)).add_(asking))
+    wide = inner.intermediate_act_fn(linear(inner.dense, attended))
+    result: torch.Tensor = layer.output.LayerNorm(linear(layer.output.dense, wide).add_(attended))
     return result
+
+
+def _asked(own: Any, asking: torch.Tensor, h_ND: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Queries of the tokens that ask, keys and values of all."""
+    if asking is h_ND:
+        return linears([own.query, own.key, own.value], h_ND)
+    return [linear(own.query, asking), *linears([own.key, own.value], h_ND)]
 
 
 def _attention(rows: Rows, flash: bool, *, first_only: bool = False) -> Attend:

@@ -54,6 +54,7 @@ from rocketray.model.optimizer import (
     optimizer_tensors,
 )
 from rocketray.model.order import Order, steps_of
+from rocketray.model.products import set_threads
 from rocketray.model.steps import CrossStep, DualStep, Examples, Feed, Objective, Tally
 
 __all__ = ["Dev", "Job", "Result", "check", "train"]
@@ -121,7 +122,7 @@ def train(
         Superseded: the run folder has another writer by now. On every worker.
     """
     if job.threads:
-        torch.set_num_threads(job.threads)
+        set_threads(job.threads)
     place = torch.device(device) if device else _own_device()
     if place.type == "cuda":
         torch.cuda.set_device(place)

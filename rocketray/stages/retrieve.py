@@ -41,7 +41,7 @@ class Retrieve:
     to the next: in the GPU's memory, or as an index.
     """
 
-    code = 2
+    code = 3
     gpu = True
 
     def __init__(

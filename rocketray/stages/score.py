@@ -54,7 +54,7 @@ class Score:
     out, has no score: such a passage is not listed, the list of such a question is empty.
     """
 
-    code = 2
+    code = 3
     gpu = True
 
     def __init__(

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rocketray.model.products import set_threads
 from rocketray.model.top_k import CPU, GPU, Tiling, best, in_order, scores_of, top_k
 
 SMALL = replace(CPU, queries=3, passages=64, pairs=5)
@@ -104,10 +105,10 @@ def test_tiles_and_threads_change_nothing() -> None:
     whole = top_k(q_QD, [(0, p_PD)], 20)
     threads = torch.get_num_threads()
     for count, queries, passages in ((1, 7, 33), (2, 50, 256), (2, 1, 1000), (1, 50, 5)):
-        torch.set_num_threads(count)
+        set_threads(count)
         tiling = replace(CPU, queries=queries, passages=passages)
         found = top_k(q_QD, blocks_of(p_PD, 333), 20, tiling)
-        torch.set_num_threads(threads)
+        set_threads(threads)
         for ours, expected in zip(found, whole, strict=True):
             np.testing.assert_array_equal(ours, expected)
 
