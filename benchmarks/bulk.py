@@ -55,7 +55,8 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder, Pooling
 from rocketray.model.flops import Flops
 from rocketray.model.inference import Encoder, Precision, Scorer
-from rocketray.model.products import multiply, set_threads
+from rocketray.model.products import multiply
+from rocketray.model.threads import set_threads
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
 from rocketray.progress import Display
 from rocketray.recipe import BulkCluster, Cluster, parse

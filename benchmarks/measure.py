@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from rocketray.model.products import set_threads
+from rocketray.model.threads import set_threads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Result, interleaved, peak, ratios, report
 
-from rocketray.model.products import set_threads
+from rocketray.model.products import multiply
+from rocketray.model.threads import set_threads
 from rocketray.model.top_k import CPU, GPU, Block, Tiling, top_k
 
 Search = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -98,7 +99,7 @@ def product(
             for part_QD in q_QD.to(p_PD.dtype).split(chunk[0]):
                 out = scores[: len(part_QD), : len(tile_TD)]
                 if by == "numpy":
-                    np.matmul(part_QD.numpy(), tile_TD.numpy().T, out=out.numpy())
+                    multiply(part_QD, tile_TD, out)
                 else:
                     torch.mm(part_QD, tile_TD.T, out=out)
         wait(p_PD)

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from rocketray.model.products import set_threads
+from rocketray.model.threads import set_threads
 
 SECONDS = 120
 

@@ -39,6 +39,7 @@ from rocketray.engine.metrics import BulkMetrics
 from rocketray.engine.room import PATIENCE, of_bulk
 from rocketray.errors import UserError
 from rocketray.meanwhile import meanwhile
+from rocketray.model.threads import set_threads
 from rocketray.recipe import Cluster
 
 QUICK_BLOCKS = 32
@@ -109,7 +110,8 @@ class Worker:
     def __init__(self, jobs: Sequence[Job], threads: int = 1) -> None:
         self.jobs = jobs
         self.stages: dict[int, Stage] = {}
-        poison.set_threads(threads)
+        # One is as fast on all cores together, and sums do not depend on the machine.
+        set_threads(threads)
 
     def make(self, job_number: int, block: int) -> Receipt:
         """One block: made, committed, told of.

@@ -36,6 +36,7 @@ import numpy as np
 from rocketray import storage
 from rocketray.artifacts import Made, Version
 from rocketray.errors import UserError
+from rocketray.model.threads import set_threads
 
 if TYPE_CHECKING:
     from rocketray.engine.bulk import Job
@@ -254,13 +255,3 @@ def _refusal(job: Job, block: int, death: Death, why: str) -> UserError:
         f"{job.draft.stage}: block {block} kills its worker ({death.how}), also in a process of its"
         f" own, and {why}."
     )
-
-
-def set_threads(count: int) -> None:
-    """Of this worker's products. One thread per worker is as fast on all cores together, and sums
-    do not depend on the machine. Stages that need no torch have not imported it by now, and
-    starting them stays quick."""
-    if "torch" in sys.modules:
-        from rocketray.model import products
-
-        products.set_threads(count)

@@ -17,12 +17,17 @@ import torch
 from rocketray.errors import UserError
 
 # faiss-cpu's OpenBLAS does not know recent processors and falls back to SSE, four times slower;
-# naming the AVX-512 core is safe where the processor has it. It is read when faiss is imported.
-_CPU = Path("/proc/cpuinfo")
-if _CPU.exists() and "avx512f" in _CPU.read_text():
-    os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+# naming the AVX-512 core is safe where the processor has it. It is read when faiss is imported, and
+# goes then: numpy's, which encodes, would read it in child processes and sum otherwise than here.
+_CPU, _CORE = Path("/proc/cpuinfo"), "OPENBLAS_CORETYPE"
+_names = _CORE not in os.environ and _CPU.exists() and "avx512f" in _CPU.read_text()
+if _names:
+    os.environ[_CORE] = "SkylakeX"
 
 import faiss  # noqa: E402
+
+if _names:
+    del os.environ[_CORE]
 
 Index = faiss.Index
 

@@ -13,19 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
-
-
-def set_threads(count: int) -> None:
-    """How many this process's products take from here on, torch's and numpy's."""
-    torch.set_num_threads(count)
-    threadpool_limits(count, user_api="blas")
 
 
 def multiply(x_NI: torch.Tensor, w_OI: torch.Tensor, out_NO: torch.Tensor) -> None:
     """x_NI times w_OI transposed, into a place that is there."""
-    if not _is_ours(out_NO):
+    if not _is_for_numpy(out_NO):
         torch.mm(x_NI, w_OI.T, out=out_NO)
         return
     with np.errstate(all="ignore"):  # NaN and infinity are the callers' to find.
@@ -40,7 +33,7 @@ def linear(layer: nn.Module, x_NI: torch.Tensor) -> torch.Tensor:
 def linears(layers: Sequence[nn.Module], x_NI: torch.Tensor) -> Sequence[torch.Tensor]:
     """What several layers make of one x, [N, O] each. Together they are one product, which goes
     over x once; to lay their weights side by side costs a few thousandths of it."""
-    if not _is_ours(x_NI) or not all(_is_plain(layer) for layer in layers):
+    if not _is_for_numpy(x_NI) or not all(_is_plain(layer) for layer in layers):
         return [layer(x_NI) for layer in layers]
     weights, biases = (
         [getattr(layer, name).detach() for layer in layers] for name in ("weight", "bias")
@@ -51,14 +44,14 @@ def linears(layers: Sequence[nn.Module], x_NI: torch.Tensor) -> Sequence[torch.T
     return parts
 
 
-def _is_ours(x: torch.Tensor) -> bool:
+def _is_for_numpy(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """In float32 and with a bias: not rounded to 8 bits, nor what somebody put in its place."""
-    return type(layer) is nn.Linear and layer.bias is not None and _is_ours(layer.weight)
+    return type(layer) is nn.Linear and layer.bias is not None and _is_for_numpy(layer.weight)
 
 
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -54,8 +54,8 @@ from rocketray.model.optimizer import (
     optimizer_tensors,
 )
 from rocketray.model.order import Order, steps_of
-from rocketray.model.products import set_threads
 from rocketray.model.steps import CrossStep, DualStep, Examples, Feed, Objective, Tally
+from rocketray.model.threads import set_threads
 
 __all__ = ["Dev", "Job", "Result", "check", "train"]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import faiss
 import numpy as np
 import pytest
@@ -27,6 +31,25 @@ def test_found_as_numpy_finds(factory: str) -> None:
     again = index.from_array(index.to_array(made))
     index.set_probe(again, {"IVF3,Flat": 3, "HNSW8": 60}.get(factory))
     assert index.search(again, q_QD, 5).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("own", [None, "Haswell"])
+def test_the_core_named_for_faiss_is_for_it_alone(own: str | None) -> None:
+    """numpy's BLAS in a child process would read it too, and sum otherwise than its parent's."""
+    code = (
+        "import os, sys; from pathlib import Path; real = Path.read_text\n"
+        "Path.read_text = lambda path, *args, **named: (\n"
+        "    'avx512f' if path.name == 'cpuinfo' else real(path, *args, **named))\n"
+        "if sys.argv[1:]: os.environ['OPENBLAS_CORETYPE'] = sys.argv[1]\n"
+        "import rocketray.model.index; print(os.environ.get('OPENBLAS_CORETYPE'))"
+    )
+    names = [own] if own else []
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    said = subprocess.run(
+        [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert said.stdout.strip() == str(own)
 
 
 def test_the_same_bytes_again() -> None:

@@ -1,27 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from threadpoolctl import threadpool_info
 from torch import nn
 
 from rocketray.model import int8
-from rocketray.model.products import linear, linears, multiply, set_threads
+from rocketray.model.products import linear, linears, multiply
 
 
 @pytest.fixture
 def layers() -> list[nn.Linear]:
     torch.manual_seed(0)
     return [nn.Linear(5, 3), nn.Linear(5, 4)]
-
-
-@pytest.fixture
-def own_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    set_threads(before)
 
 
 def test_a_product_by_hand() -> None:
@@ -63,10 +53,3 @@ def test_what_is_no_plain_layer_is_called(layers: list[nn.Linear]) -> None:
     without_bias = nn.Linear(5, 3, bias=False)
     for layer in (in_8, without_bias):
         assert torch.equal(linear(layer, x), layer(x))
-
-
-def test_threads_are_those_of_both(own_threads: None) -> None:
-    set_threads(1)
-    numpys = [x["num_threads"] for x in threadpool_info() if x["internal_api"] == "openblas"]
-    assert torch.get_num_threads() == 1
-    assert set(numpys) == {1}

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocketray.model.products import set_threads
+from rocketray.model.threads import set_threads
 from rocketray.model.top_k import CPU, GPU, Tiling, best, in_order, scores_of, top_k
 
 SMALL = replace(CPU, queries=3, passages=64, pairs=5)
