@@ -164,7 +164,7 @@ class Workflow:
             for number, parts in enumerate(blocks):
                 rows = len(parts[artifacts.TABLE])
                 artifacts.commit_block(draft.path, number, parts, rows=rows, key="", facts={})
-            return self._after(self._finish(draft, facts or {}, blocks=len(blocks)))
+        return self._after(self._finish(draft, facts or {}, blocks=len(blocks)))
 
     def files(
         self,
@@ -185,7 +185,7 @@ class Workflow:
             facts = make(draft.path)
             storage.sync(draft.path / "model", below=True)  # Another node may have made it.
             model = sorted(p for p in (draft.path / "model").rglob("*") if p.is_file())
-            return self._after(self._finish(draft, facts, files=model))
+        return self._after(self._finish(draft, facts, files=model))
 
     # ---- what goes together
 
@@ -261,7 +261,9 @@ class Workflow:
     def _run(self, jobs: Sequence[Job], units: Sequence[str]) -> None:
         totals = [len(job.items) for job in jobs]
         todo = [len(job.todo()) for job in jobs]
-        if not any(todo):
+        if not any(todo):  # Killed between the last block and its timing, perhaps.
+            for job in jobs:
+                _write_timing(job.draft, 0.0)
             return
         name = " + ".join(job.draft.stage for job in jobs)
         seconds = [0.0 for _ in jobs]
@@ -287,6 +289,7 @@ class Workflow:
 
     @contextmanager
     def _timed(self, draft: Draft) -> Iterator[None]:
+        """Ends before the manifest is written: what counts as finished has its timing, then."""
         start = time.monotonic()
         yield
         _write_timing(draft, time.monotonic() - start)

@@ -350,6 +350,30 @@ def test_times_are_kept_beside_the_manifest_and_survive_a_skip(tmp_path: Path) -
         assert rows["double"]["seconds"] >= 0
 
 
+def test_what_counts_as_finished_has_its_times_wherever_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last block, or after the manifest."""
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rocketray.workflow.Workflow._after", killed)
+        with pytest.raises(KeyboardInterrupt):
+            numbers(workflow(tmp_path), [[1], [2]])
+    flow = workflow(tmp_path)
+    source = numbers(flow, [[1], [2]])
+    assert flow.skipped == ["numbers"]
+    with monkeypatch.context() as patch:
+        patch.setattr("rocketray.workflow._write_timing", killed)
+        with pytest.raises(KeyboardInterrupt):
+            double(flow, source)
+    version = double(flow, source)
+    for made in (source, version):
+        assert (made.path / "timing.json").is_file(), made.name
+
+
 def test_a_growing_log_is_followed_to_its_end(tmp_path: Path) -> None:
     log, seen = tmp_path / "log.jsonl", list[dict[str, Any]]()
     with followed(log, seen.append):
