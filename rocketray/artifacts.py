@@ -453,7 +453,8 @@ class Draft:
         return found
 
     def adopt(self, keys: Mapping[int, str]) -> int:
-        """Take over blocks that other versions of this stage made from the same input.
+        """Take over blocks that other versions of this stage made from the same input, stopped ones
+        too: a block is whole when it has its receipt.
 
         A block's key is its stage's settings and its own input, so that appended passages leave
         the old blocks as they are. Where workers chose a precision by themselves, all blocks come
@@ -463,7 +464,7 @@ class Draft:
         wanted = {key: number for number, key in keys.items()}
         found: dict[str | None, dict[int, tuple[Path, dict[str, Any]]]] = {}
         for other in sorted(self.path.parent.glob(f"{self.stage}-*")):
-            if not wanted or other == self.path or not (other / "manifest.json").is_file():
+            if not wanted or other == self.path:
                 continue
             same = found.setdefault(chosen_precision(other), {})
             for receipt in Draft(other, self.stage, {}).receipts().values():

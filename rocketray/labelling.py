@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +44,10 @@ def score(
             "passage_tokens": ready.cross_tokens.passages,
         },
         settings={"depth": depth, **told},
+        begin=lambda stage: {"known": known_pairs(flow.folder.stages, stage, store, told)},
         over="run",
     )
-    stage = flow.folder.draft(name, spec.identity()).path
-    known = known_pairs(flow.folder.stages, stage, store, told)
-    scored = flow.bulk(flow.choosing(replace(spec, given={"known": known})), *beside)[0]
+    scored = flow.bulk(flow.choosing(spec), *beside)[0]
     keep_pairs(scored.path, store, told)
     return scored
 

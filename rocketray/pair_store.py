@@ -23,7 +23,8 @@ AUTO = ("float32", "bfloat16", "float16")
 
 def known_pairs(stages: Path, stage: Path, store: Path, told: Mapping[str, Any]) -> list[str]:
     """Files of scores made before this stage began, also by stages that were stopped. Written down,
-    so that a resumed stage knows the same pairs, makes the same batches, and so the same bytes.
+    so that a stage resumed after its first block knows the same pairs, makes the same batches, and
+    so the same bytes.
 
     Args:
         stages: the folder of all stages.
@@ -34,9 +35,7 @@ def known_pairs(stages: Path, stage: Path, store: Path, told: Mapping[str, Any])
         UserError: a file is damaged; or the stage is not finished, and the store is not the one it
             was begun with.
     """
-    if (stage / "manifest.json").is_file():  # Nobody will look them up.
-        return []
-    begun = _begun(stage)
+    begun = _begun(stage) if Draft(stage, "", {}).receipts() else None
     if begun is None:
         _keep_all(stages, store)
     there = _stored(store, told)

@@ -42,6 +42,9 @@ class Spec:
     """Plain values that change the result."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """Plain values that do not, such as where something lies."""
+    begin: Callable[[Path], Mapping[str, Any]] = lambda stage: {}
+    """More of them, asked for with the version's folder when the stage begins: what writes
+    something there must not where `--until` or `--frozen` keep the stage from beginning."""
     also: Mapping[str, Any] = field(default_factory=dict)
     """What changes the result without being told to the stage, such as what its items hold."""
     over: str | None = None
@@ -59,7 +62,7 @@ class Spec:
 
     def job(self, draft: Draft) -> Job:
         paths = {name: str(version.path) for name, version in self.inputs.items()}
-        arguments = {**paths, **self.settings, **self.given}
+        arguments = {**paths, **self.settings, **self.given, **self.begin(draft.path)}
         items = self.items
         if self.over:
             items = range(len(self.inputs[self.over].manifest["blocks"]))

@@ -366,12 +366,13 @@ def test_a_damaged_block_is_not_adopted(tmp_path: Path) -> None:
     assert list(new.receipts()) == [1]
 
 
-def test_nothing_is_adopted_from_an_unfinished_version_or_another_stage(tmp_path: Path) -> None:
-    commit(tmp_path / "stage-unfinished", 0, 1, key="a")
+def test_a_stopped_versions_blocks_are_adopted_and_another_stages_are_not(tmp_path: Path) -> None:
     other = draft(tmp_path, "other-old")
     commit(other.path, 0, 1, key="a")
     other.finish({})
-    assert draft(tmp_path, "stage-new").adopt({0: "a"}) == 0
+    assert draft(tmp_path, "stage-new").adopt({0: "a", 1: "b"}) == 0
+    commit(tmp_path / "stage-stopped", 0, 1, key="a")
+    assert draft(tmp_path, "stage-new").adopt({0: "a", 1: "b"}) == 1
 
 
 # ------------------------------------------------------------------------------------ one writer

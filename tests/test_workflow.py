@@ -119,6 +119,25 @@ def test_frozen_refuses_instead(tmp_path: Path) -> None:
     double(flow, source, name="more")
 
 
+def test_what_a_stage_writes_when_it_begins_waits_until_it_may(tmp_path: Path) -> None:
+    def spec(source: Version, **settings: Any) -> Spec:
+        return Spec(
+            name="double", stage=Double, inputs={"table": source}, settings=settings, over="table",
+            begin=lambda stage: pytest.fail("begun"),
+        )  # fmt: skip
+
+    flow = workflow(tmp_path, until="numbers")
+    with pytest.raises(Finished):
+        flow.bulk(spec(numbers(flow, [[1]])))
+    flow = workflow(tmp_path)
+    double(flow, numbers(flow, [[1]]), factor=2)
+    flow = workflow(tmp_path, frozen=True)
+    source = numbers(flow, [[1]])
+    with pytest.raises(UserError, match=r"^--frozen: double"):
+        flow.bulk(spec(source, factor=3))
+    assert flow.bulk(spec(source, factor=2))
+
+
 def test_a_killed_stage_goes_on_with_what_is_missing(tmp_path: Path, made: list[Any]) -> None:
     flow = workflow(tmp_path)
     version = double(flow, numbers(flow, [[1], [2], [3]]))

@@ -15,6 +15,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -36,6 +37,9 @@ COLUMNS = OTHER_IDS.union(
     }
 )
 """What first lines call the columns of a TSV file."""
+LONGEST = 256 << 20
+"""Bytes of a line. A collection written as one JSON array is one line, and must not be read whole
+to find that out."""
 
 
 class BadLine(Exception):
@@ -168,11 +172,19 @@ def cut(source: Source, rows_per_block: int, scratch: Path) -> list[Cut]:
 
 
 def spans(path: Path, rows_per_block: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first_line, offset, length, rows) of each block. Blank lines belong to the row after."""
+    """(first_line, offset, length, rows) of each block. Blank lines belong to the row after.
+
+    Raises:
+        UserError: a line is longer than any row, such as a whole collection in one.
+    """
     first_line, offset, rows, end, row_end = 1, 0, 0, 0, 0
-    number = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(partial(file.readline, LONGEST), b""), start=1):
+            if len(line) == LONGEST:
+                raise UserError(
+                    f"{path}, line {number}: longer than {LONGEST >> 20} MiB."
+                    " Write one row a line; longer texts are cut by the token limits anyway."
+                )
             end += len(line)
             if not without_mark(number, line).strip():
                 continue

@@ -86,6 +86,8 @@ def top_k(
     queries_QD = torch.tensor(q_QD, dtype=torch.float32, device=tiling.device)
     if not queries_QD.isfinite().all():
         raise ValueError("A query's embedding holds NaN or infinity: nothing is nearest to it.")
+    # The error has a bound only where the parts of a sum are joined in float32.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     lists = [_Lists(part_QD, stored, k, tiling) for part_QD in queries_QD.split(tiling.queries)]
     room = _Room(min(len(q_QD), tiling.queries) * min(passages, tiling.passages), tiling)
     candidates = 0

@@ -87,7 +87,7 @@ def check_data(out: Path, data: Path | None) -> None:
     current = folder.current()
     if data is not None:
         open_dataset(fetched(data), train_required=False)
-        if "initial" in current:
+        if _is_whole_run(folder):
             raise UserError(
                 f"{folder} is the folder of a whole run and has its tables: leave --data out. Other"
                 " data want another folder, or `rocketray run` again."
@@ -158,7 +158,18 @@ def _model(
             f"--set {given[0]}: {name} was saved with its settings, and its vectors would be"
             " others. Leave it out."
         )
+    encoding = [override for override in overrides if override.startswith("encode.")]
+    if own and encoding and _is_whole_run(flow.folder):
+        raise UserError(
+            f"--set {encoding[0]}: {own.name} is the run's own, and `rocketray search` would take"
+            " the embeddings that this makes for the run's. Leave it out, or name"
+            f" {storage.shown(saved)} and another --out."
+        )
     return own or _copied(flow, saved)
+
+
+def _is_whole_run(folder: RunFolder) -> bool:
+    return "initial" in folder.current()
 
 
 def _own(folder: RunFolder, name: str) -> Version | None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rocketray.errors import UserError
-from rocketray.formats import BadLine, Source, cut, open_dataset, records
+from rocketray.formats import BadLine, Source, cut, open_dataset, records, sources
 
 QRELS = "query-id\tcorpus-id\tscore\nq1\tp1\t1\n"
 
@@ -35,6 +35,22 @@ def beir(tmp_path: Path, **more: str) -> Path:
         "qrels__train.tsv": QRELS,
     }
     return folder(tmp_path, **{**files, **more})
+
+
+def test_a_collection_in_one_line_is_refused_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"_id": "a"}\n[' + " " * (3 << 20) + "]\n")
+    monkeypatch.setattr(sources, "LONGEST", 2 << 20)
+    with pytest.raises(UserError) as error:
+        cut(Source(path, "jsonl"), 10, tmp_path)
+    assert str(error.value) == (
+        f"{path}, line 2: longer than 2 MiB. Write one row a line; longer texts are cut by the"
+        " token limits anyway."
+    )
+    monkeypatch.setattr(sources, "LONGEST", 4 << 20)
+    assert [found.rows for found in cut(Source(path, "jsonl"), 10, tmp_path)] == [2]
 
 
 def test_beir(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_what_lies_near_a_threshold_is_scored_again_in_float32(
     assert near[0]
     assert not all(near)
     expected = [e if n else r for e, r, n in zip(exact, rough, near, strict=True)]
-    assert flat(again) == pytest.approx(expected, abs=1e-7)
+    assert flat(again) == pytest.approx(expected, abs=1e-6)
     assert again.facts["rechecked"] == sum(near)
     assert again.facts["compared"] == len(rough)
 

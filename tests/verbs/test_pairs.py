@@ -156,6 +156,16 @@ def test_what_a_stopped_stage_has_scored_is_known(found: Place, copied: Place) -
     assert known(score(found, 7)) >= QUERIES * 6
 
 
+def test_a_stage_without_a_block_yet_knows_a_store_that_it_is_given_then(
+    found: Place, copied: Place, tmp_path: Path
+) -> None:
+    store = f"cluster.pairs={tmp_path / 'store'}"
+    score(copied, 5, store)
+    with stopped_at(block=0):
+        score(found, 6)
+    assert known(score(found, 6, store)) >= QUERIES * 5
+
+
 def test_a_stage_killed_before_its_scores_were_kept_is_known(
     found: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

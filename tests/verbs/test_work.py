@@ -514,6 +514,21 @@ def test_a_runs_own_models_tables_and_embeddings_are_used(place: Place, whole: P
     assert same == before
 
 
+def test_a_runs_own_embeddings_are_not_made_in_another_way(place: Place, whole: Path) -> None:
+    """Search would take them for the run's."""
+    before = stages(whole)
+    with pytest.raises(UserError) as error:
+        place.do(work.encode, "encode.storage=float16", out=whole, model="dual_2")
+    assert str(error.value) == (
+        "--set encode.storage=float16: dual_2 is the run's own, and `rocketray search` would take"
+        " the embeddings that this makes for the run's. Leave it out, or name"
+        f" {RunFolder.open(whole).version('dual_2').path}/model and another --out."
+    )
+    assert stages(whole) == before
+    place.do(work.encode, "encode.storage=float16", out=whole, model=str(place.told))
+    assert {**before, **stages(whole)} == stages(whole)
+
+
 def test_a_log_asked_by_a_runs_own_models_stays_a_log(place: Place, whole: Path) -> None:
     """Its models have learned from the data set's questions; its rows are others."""
     asked = place.folder / "log.txt"
