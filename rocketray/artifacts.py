@@ -151,11 +151,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def chosen_precision(version: Path) -> str | None:
-    """What `auto` became (model/inference.py); None where nobody had to choose, or has begun."""
+def chosen(version: Path) -> dict[str, Any]:
+    """What a stage's workers chose and found (model/inference.py); empty before they begin."""
     path = version / "choices.json"
-    chosen: dict[str, str] = read_json(path) if storage.fetch(path) else {}
-    return chosen.get("precision")
+    return dict(read_json(path)) if storage.fetch(path) else {}
+
+
+def chosen_precision(version: Path) -> str | None:
+    """What `auto` became; None where nobody had to choose, or has begun."""
+    return chosen(version).get("precision")
 
 
 # ----------------------------------------------------------------------------------- read side

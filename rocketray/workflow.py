@@ -121,6 +121,7 @@ class Workflow:
         self._run(jobs, [spec.unit for spec, _ in missing])
         made = {}
         for job in jobs:
+            self._tell_chosen(job.draft)
             facts = _sum_facts(job.draft)
             made[job.draft.stage] = self._finish(job.draft, facts, blocks=len(job.items))
         return [
@@ -132,6 +133,20 @@ class Workflow:
         """A stage that chooses something by itself, told where its workers write it down."""
         path = self.folder.draft(spec.name, spec.identity()).path / "choices.json"
         return replace(spec, given={**spec.given, "choices": str(path)})
+
+    def _tell_chosen(self, draft: Draft) -> None:
+        """What workers chose for want of something: under Ray nobody hears them."""
+        chosen = artifacts.chosen(draft.path)
+        if "tokens" in chosen:
+            self.display.say(
+                f"  {draft.stage:<26} memory ran out: blocks begin with {chosen['tokens']:,} tokens"
+                " at once"
+            )
+        if not chosen.get("int8_gains", True):
+            self.display.say(
+                f"  {draft.stage:<26} int8 gained nothing: a worker's processor has no fast 8-bit"
+                " products. Precision auto is at least as fast"
+            )
 
     def _job(self, spec: Spec, draft: Draft) -> Job:
         people = self.made.get(spec.unit)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray.artifacts import RunFolder, Superseded, Version
+from rocketray.artifacts import RunFolder, Superseded, Version, write_json
 from rocketray.errors import UserError
 from rocketray.progress import Display
 from rocketray.recipe import Recipe, load
@@ -160,6 +160,38 @@ def test_several_stages_at_once(tmp_path: Path, made: list[Any]) -> None:
     made.clear()
     assert [version.name for version in flow.bulk(*specs)] == ["a", "b", "c"]
     assert made == [0, 1, 0, 1]
+
+
+class Choosing(Double):
+    """Writes down what it chose, as a worker whose memory or processor is not enough does."""
+
+    def __init__(self, *, choices: str, chosen: dict[str, Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        write_json(Path(choices), chosen)
+
+
+def test_what_workers_chose_for_want_of_something_is_told_when_the_stage_is_made(
+    tmp_path: Path,
+) -> None:
+    flow = workflow(tmp_path)
+    source = numbers(flow, [[1], [2]])
+
+    def told(name: str, **chosen: Any) -> list[str]:
+        spec = Spec(
+            name=name, stage=Choosing, inputs={"table": source}, settings={"chosen": chosen},
+            over="table",
+        )  # fmt: skip
+        before = said(flow)
+        flow.bulk(flow.choosing(spec))
+        lines = said(flow).removeprefix(before).splitlines()
+        return [line for line in lines if "memory" in line or "int8" in line]
+
+    (memory,) = told("small", precision="float32", tokens=1024)
+    assert memory == f"  {'small':<26} memory ran out: blocks begin with 1,024 tokens at once"
+    assert told("small", precision="float32", tokens=1024) == []  # It was made before.
+    (int8,) = told("slow", int8_gains=False)
+    assert int8.startswith(f"  {'slow':<26} int8 gained nothing")
+    assert told("well", precision="float32") == []
 
 
 # ------------------------------------------------------------------------------ what goes together

@@ -122,6 +122,7 @@ class Passes:
         if self.precision == "int8":
             if not int8.is_fast():
                 log.warning("This processor has no fast 8-bit products: int8 gains nothing here.")
+                self.choices.note(int8_gains=False)
             int8.quantise(encoder)
         elif self.precision in HALVES and packed.supports(encoder):
             for part in (encoder.embeddings, encoder.encoder):  # Not a pooler: heads are float32.
@@ -145,7 +146,7 @@ class Passes:
         """Results of all rows, float32 [R, ...], from those of batches.
 
         Nothing waits for a GPU before the last batch is on its way. When memory runs out, fewer
-        tokens go at once from there on, and in the blocks that follow.
+        tokens go at once from there on, and half as many as before in the blocks that follow.
 
         Raises:
             UserError: NaN or infinity, or a row that does not fit by itself; both name rows.
@@ -192,7 +193,10 @@ class Passes:
     def _fewer(
         self, budget: int, lengths_R: np.ndarray, rows_R: np.ndarray, chosen: np.ndarray, what: str
     ) -> int:
-        """Half the budget, and half again until it parts the batch that did not fit."""
+        """Half the budget, and half again until it parts the batch that did not fit.
+
+        Other blocks get one halving: a small batch that fails at a bad moment says little of them.
+        """
         longest = int(lengths_R[chosen].max())
         if len(chosen) == 1:
             raise UserError(
@@ -200,11 +204,12 @@ class Passes:
                 f" memory of {self.place} by itself. Allow fewer tokens, or take a smaller model."
             )
         tokens = len(chosen) * longest
-        while budget >= tokens:
-            budget //= 2
-        log.warning(f"{tokens:,} tokens at once do not fit the memory: from here on {budget:,}.")
-        self.choices.note(tokens=budget)
-        return budget
+        fewer: int = min(budget // 2, self.choices.read().get("tokens", budget))
+        self.choices.note(tokens=fewer)
+        while fewer >= tokens:
+            fewer //= 2
+        log.warning(f"{tokens:,} tokens at once do not fit the memory: from here on {fewer:,}.")
+        return fewer
 
 
 class Encoder:

@@ -22,6 +22,7 @@ when one of them has more characters than are tokenised (`CHARACTERS_PER_TOKEN`)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,8 +51,16 @@ Specials = list[np.ndarray]
 
 CHARACTERS_PER_TOKEN = 20
 """A text is cut to this many characters per allowed token (and at least 1,000) before it is
-tokenised, so that one runaway document cannot stall a block. Only a text of very long words could
-lose an id by it; its whole length is that of what was tokenised."""
+tokenised, so that one runaway document cannot stall a block. A run of white space counts as one
+character where the tokenizer skips it (`Tokenizer.skips_blanks`). Only a text of very long words
+could lose an id by it, and for byte-level BPE one with very long runs; its whole length is that of
+what was tokenised."""
+
+_REPEATED_BLANKS = re.compile(r"[ \t\r\n]+(?=[ \t\r\n])")
+"""All of a run but its last. Not of other white space: BERT joins what a form feed parts."""
+
+_BLANKS = "  a \t\r\n b\n\n\tc"
+"""Runs of it, which a tokenizer may skip or not."""
 
 _PROBES = ("a", "The", "7", "é", "(")
 """Words that a tokenizer may write differently after a space."""
@@ -80,6 +89,8 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.minds_spaces: bool = self.ids(_PROBES, 8) != self.ids([f" {p}" for p in _PROBES], 8)
+        fewer = _REPEATED_BLANKS.sub("", _BLANKS)
+        self.skips_blanks: bool = self.ids([_BLANKS], 32) == self.ids([fewer], 32)
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -93,13 +104,23 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str], limit: int) -> list[list[int]]:
         """All ids of each text, which is cut by characters only."""
         characters = max(1000, limit * CHARACTERS_PER_TOKEN)
-        cut = [text[:characters] for text in texts]
+        cut = [t if len(t) <= characters else self._beginning(t, characters) for t in texts]
         ids: list[list[int]] = []
         for start in range(0, len(cut), _TEXTS_AT_ONCE):
             some = cut[start : start + _TEXTS_AT_ONCE]
             encodings = self._backend.encode_batch_fast(some, add_special_tokens=False)
             ids.extend(encoding.ids for encoding in encodings)
         return ids
+
+    def _beginning(self, text: str, characters: int) -> str:
+        """Its first characters, those of a run of white space counted once where that is sound."""
+        looked_at = characters
+        while self.skips_blanks:
+            kept = _REPEATED_BLANKS.sub("", text[:looked_at])
+            if len(kept) >= characters or looked_at >= len(text):
+                return kept[:characters]
+            looked_at *= 4  # Most need not be looked at: a text may have millions of characters.
+        return text[:characters]
 
     def store_block(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from rocketray.artifacts import Made, Version
-from rocketray.model.top_k import in_order
+from rocketray.model.top_k import best, in_order
 from rocketray.schema import RUN
 
 
@@ -45,8 +45,9 @@ class Lexical:
             return [], []
         scores = self.index.get_scores(known).astype(np.float32)
         rows = np.flatnonzero(scores > 0)
-        best_scores, best_rows = in_order(scores[None, rows], rows[None], self.k)
-        return best_rows[0].tolist(), best_scores[0].tolist()
+        # Frequent words match most of a corpus: only what is listed is put in order.
+        found_scores, found_rows = in_order(*best(scores[None, rows], rows[None], self.k), self.k)
+        return found_rows[0].tolist(), found_scores[0].tolist()
 
 
 def _words(texts: list[str]) -> list[list[str]]:

@@ -50,11 +50,12 @@ class Score:
     """SCORED: the first `depth` passages of each query with their ce_scores.
 
     Pairs whose ce_score is known (same texts, same cross-encoder, same kind of score) are read, not
-    scored. Part `pairs` holds the new ones (PAIRS), for later runs. What has no tokens, being left
-    out, has no score: such a passage is not listed, the list of such a question is empty.
+    scored; of new ones with the same texts the first is scored for all. Part `pairs` holds the new
+    ones (PAIRS), for later runs. What has no tokens, being left out, has no score: such a passage
+    is not listed, the list of such a question is empty.
     """
 
-    code = 3
+    code = 4
     gpu = True
 
     def __init__(
@@ -98,10 +99,13 @@ class Score:
         passages = np.array([p for row in lists for p in row], dtype=np.int64)
         query_hashes, passage_hashes = self.query_hashes[queries], self.passage_hashes[passages]
         ce_scores = self.known.find(query_hashes, passage_hashes)
-        new = np.flatnonzero(np.isnan(ce_scores))
+        unknown = np.flatnonzero(np.isnan(ce_scores))
+        first = _first_of_equals(query_hashes[unknown], passage_hashes[unknown])
+        new = unknown[np.unique(first)]
         facts = {"pairs": len(passages), "known": len(passages) - len(new)}
         if len(new):
             ce_scores[new], counts = self._scores(queries[new], passages[new])
+            ce_scores[unknown] = ce_scores[unknown[first]]
             facts |= counts
         facts["tokens"] = self._tokens(queries[new], passages[new])
         table = _scored(run, sizes, passages, ce_scores)
@@ -203,6 +207,14 @@ def _mix(query_hashes: np.ndarray, passage_hashes: np.ndarray) -> np.ndarray:
     # An odd constant (the golden ratio's) keeps (a, b) and (b, a) apart.
     mixed: np.ndarray = query_hashes ^ (passage_hashes * np.uint64(0x9E3779B97F4A7C15))
     return mixed
+
+
+def _first_of_equals(query_hashes: np.ndarray, passage_hashes: np.ndarray) -> np.ndarray:
+    """For each pair the place of the first one with its hashes, int64 [pairs]."""
+    pairs = np.stack([query_hashes, passage_hashes], axis=1)
+    _, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    places: np.ndarray = first[which]
+    return places
 
 
 def _without(run: pa.Table, left_out: Container[int]) -> pa.Table:

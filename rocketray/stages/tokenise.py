@@ -18,7 +18,7 @@ class Tokenise:
     which is no text's, so that a store in which the row is empty has another digest.
     """
 
-    code = 2
+    code = 3
 
     def __init__(
         self, *, tokenizer: str, table: str, limit: int, spaced: bool = False, joined: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def appearing(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: nothing can be written there.
+        OSError: the body met one that names another file, such as a block that cannot be read.
     """
     attempt = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -38,9 +39,12 @@ def appearing(path: Path) -> Iterator[Path]:
         attempt.replace(path)
         storage.push(path)
     except OSError as error:
+        if error.filename and Path(error.filename) not in (attempt, *attempt.parents):
+            raise
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
-        attempt.unlink(missing_ok=True)
+        with suppress(OSError):  # Where nothing can be written, nothing is left.
+            attempt.unlink()
 
 
 def write_embeddings(path: Path, embeddings: Version) -> None:

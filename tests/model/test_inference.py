@@ -210,6 +210,47 @@ def test_when_memory_runs_out_fewer_tokens_go_at_once_and_the_next_worker_knows(
     assert len(caplog.records) == 2
 
 
+class Once(Small):
+    """Runs out of memory at its first batch, whatever its size; calls `meanwhile` before."""
+
+    def __init__(self, meanwhile: Any = lambda: None) -> None:
+        super().__init__(10**9)
+        self.meanwhile = meanwhile
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.meanwhile:
+            self.meanwhile()
+            self.meanwhile = None
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().__call__(batch)
+
+
+def test_a_small_batch_that_fails_once_halves_what_other_blocks_begin_with_once(
+    assembler: Assembler, tmp_path: Path
+) -> None:
+    """Two rows of 20 tokens, special ones included: this block goes on with 32, it alone."""
+    block = assembler.tokenizer.store_block(None, [" ".join(["red"] * 18)] * 2, 40)
+    store, rows, choices = TokenStore.of(block), np.arange(2), Choices(tmp_path / "choices.json")
+    forward = Once()
+    passes = Passes("float32", choices)
+    lengths = assembler.query_lengths(store, rows, 36)
+    passes.over(
+        lambda chosen: assembler.queries(store, chosen, 36), forward, lengths, rows, "query"
+    )
+    assert lengths.tolist() == forward.sizes == [20, 20]
+    assert Choices(choices.path).read() == {"tokens": CPU_TOKENS // 2}
+
+
+def test_a_budget_that_another_worker_has_lowered_is_not_raised(
+    assembler: Assembler, passages: TokenStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "choices.json"
+    forward = Once(lambda: Choices(path).note(tokens=256))
+    over(Passes("float32", Choices(path)), forward, assembler, passages)
+    assert Choices(path).read() == {"tokens": 256}
+    assert max(forward.sizes) <= 256
+
+
 def test_a_row_that_does_not_fit_by_itself_is_named(
     assembler: Assembler, passages: TokenStore
 ) -> None:
@@ -296,6 +337,16 @@ def test_a_smaller_budget_leaves_the_precision(tmp_path: Path) -> None:
         "precision": "float32",
         "tokens": 512,
     }
+
+
+def test_where_int8_gains_nothing_is_written_down(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fast, expected in ((True, {}), (False, {"int8_gains": False})):
+        monkeypatch.setattr(inference.int8, "is_fast", lambda fast=fast: fast)
+        choices = Choices(tmp_path / "choices.json")
+        Encoder(dual(bert), "passage", "int8", choices)
+        assert Choices(choices.path).read() == expected
 
 
 def test_int8_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

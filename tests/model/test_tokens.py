@@ -521,6 +521,24 @@ def test_a_runaway_text_is_cut_before_it_is_tokenised(tokenizer):
     assert ids == tokenizer.ids(["pad"], 8)[0] * 8
 
 
+@pytest.mark.parametrize("blanks", [" ", "\n", "\r\n\t "])
+def test_long_runs_of_white_space_lose_no_id(family: Family, blanks: str) -> None:
+    """But to byte-level BPE, which writes them. 4,000 of them are more than is tokenised."""
+    assert family.tokenizer.skips_blanks is not family.is_byte_level
+    if family.tokenizer.skips_blanks:
+        runs, words = blanks * 4000, ["pad", "a", "tensor", "with", "zeros"]
+        texts = [runs + " ".join(words), runs.join(words), runs]
+        expected = family.reference(texts, add_special_tokens=False)["input_ids"]
+        assert family.tokenizer.ids(texts, 160) == expected
+        assert expected[0] == expected[1] == family.tokenizer.ids([" ".join(words)], 160)[0]
+
+
+def test_a_text_with_runs_of_white_space_is_cut_where_it_would_be_without_them(tokenizer):
+    """3,200 characters are 800 times "pad ", whatever the length of the whole text."""
+    block = tokenizer.store_block(None, ["pad   " * 2000, "pad " * 2000, "pad " * 800], 160)
+    assert block["lengths"].tolist() == [[0, 0, 800]] * 3
+
+
 def test_one_very_long_word_is_unknown_at_any_limit(tokenizer, reference):
     # WordPiece gives up on words of more than 100 letters; a cut must not make them shorter.
     assert tokenizer.ids(["x" * 120], 3) == [[reference.unk_token_id]]

@@ -6,9 +6,12 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rocketray.model.top_k import in_order
 from rocketray.schema import PASSAGES, RUN
+from rocketray.stages import lexical
 from rocketray.stages.lexical import Lexical
 from tests.versions import questions, rows_of, table, version
 
@@ -61,6 +64,30 @@ def test_equal_passages_are_ordered_by_row_and_lists_cut_to_k(tmp_path: Path) ->
     ((passages, scores),) = search(tmp_path, 2, 3)
     assert passages == [1, 4]
     assert scores[0] == scores[1]
+
+
+def test_a_tie_at_the_end_of_the_list_goes_to_the_lower_row(tmp_path: Path) -> None:
+    """Passages 1 and 4 are the same."""
+    whole = search(tmp_path / "whole", 10, 0, 3)
+    assert whole[1][0][:3] == [1, 4, 2]
+    for k in (1, 2, 3, 4):
+        cut = [(passages[:k], scores[:k]) for passages, scores in whole]
+        assert search(tmp_path / str(k), k, 0, 3) == cut
+
+
+def test_only_what_is_listed_is_put_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_rows: list[int] = []
+
+    def counted(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        sorted_rows.append(rows.size)
+        return in_order(scores, rows, k)
+
+    monkeypatch.setattr(lexical, "in_order", counted)
+    ((passages, _),) = search(tmp_path, 2, 3)
+    assert passages == [1, 4]
+    assert sorted_rows == [2]
 
 
 def test_passages_without_a_common_word_are_not_listed(tmp_path: Path) -> None:

@@ -111,6 +111,25 @@ def test_known_pairs_are_read_and_only_new_ones_asked(
     assert len(again.parts["pairs"]) == 0
 
 
+def test_of_equal_pairs_in_one_block_the_first_is_scored_for_all(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passages 3, 8 and 11 are copies. The stand-in's score tells which of them it was asked for:
+    a model's own may differ in the last digit from batch to batch."""
+    asked = Asked(monkeypatch)
+    stage = Score(
+        cross=str(small.cross), query_tokens=small.query_tokens, depth=3,
+        passage_tokens=small.passage_tokens,
+        run=version(tmp_path / "run", run((0, [8, 1, 3]), (4, [11]), (0, [2, 11]))),
+    )  # fmt: skip
+    made = stage(0)
+    assert asked.pairs == [(0, 8), (0, 1), (4, 11), (0, 2)]
+    assert flat(made) == pytest.approx([0.008, 0.001, 0.008, 0.411, 0.002, 0.008])
+    pairs = ([0, 0, 4, 0], [8, 1, 11, 2])
+    assert made.facts == {"pairs": 6, "known": 2, "tokens": tokens(small, *pairs)}
+    assert len(made.parts["pairs"]) == 4
+
+
 def test_scores_of_another_kind_are_not_read(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

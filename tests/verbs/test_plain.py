@@ -9,6 +9,7 @@ import pytest
 
 from rocketray import storage
 from rocketray.artifacts import Draft, Version, commit_block
+from rocketray.errors import UserError
 from rocketray.schema import PASSAGES
 from rocketray.verbs.plain import Names, write_embeddings, write_ids, write_trec
 from tests.s3 import Node
@@ -61,6 +62,21 @@ def test_an_empty_run(tables: tuple[Version, Version, Version], tmp_path: Path) 
     queries, passages, _ = tables
     names = Names(queries, passages, Version.open(version(tmp_path / "none", run())), texts=True)
     assert names.pids([]) == []
+
+
+def test_an_error_is_about_the_file_that_it_names(tmp_path: Path) -> None:
+    commit_block(tmp_path / "e", 0, {"embeddings": np.ones((2, 3))}, rows=2, key="", facts={})
+    commit_block(tmp_path / "e", 1, {"embeddings": np.ones((2, 3))}, rows=2, key="", facts={})
+    embeddings = Draft(tmp_path / "e", "e", {}).finish({})
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "folder" / "e.npy"
+    with pytest.raises(UserError, match=rf"^{below} cannot be written: Not a directory\.$"):
+        write_embeddings(below, embeddings)
+    gone = embeddings.blocks[1].files["embeddings"]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=gone.name):
+        write_embeddings(tmp_path / "e.npy", embeddings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "file"]
 
 
 def test_embeddings_of_more_blocks_than_open_files(tmp_path: Path, few_files: None) -> None:
