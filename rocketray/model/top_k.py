@@ -11,7 +11,8 @@ doubt, are scored again in float64.
 """
 
 # Shapes: Q queries, P passages of a block, T passages of a tile, W columns of scores, D embedding
-# size, k results, C places of a list, S survivors, U different passages among them.
+# size, k results, C places of a list, S survivors, U different passages
+# among them, G groups of F scores.
 
 from __future__ import annotations
 
@@ -52,8 +53,9 @@ that far fewer stay in doubt."""
 
 BEGIN = 16
 """The first tile has so many times the passages that are kept."""
-FOLD, FEW = 32, 12
-"""Of so many scores the largest is compared first, where few of a tile survive for each query."""
+FOLD, FEW = 64, 12
+"""Of so many scores side by side the largest is compared first, where few of a tile survive for
+each query."""
 SPARE = 64
 """Places of a list beyond twice k."""
 LARGEST = 6e4
@@ -336,10 +338,10 @@ def _above_by_fold(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where nearly all are below: the largest of FOLD scores is compared first. That reads the
     scores once and writes little, where comparing all writes as many answers, to be read again."""
-    folded_QFG = scores_QW.unflatten(1, (FOLD, -1))
-    query_G, group_G = _places(folded_QFG.amax(1) > floor_Q1)
-    hit_G, member_G = _places(folded_QFG[query_G, :, group_G] > floor_Q1[query_G])
-    return query_G[hit_G], member_G * folded_QFG.shape[2] + group_G[hit_G]
+    folded_QGF = scores_QW.unflatten(1, (-1, FOLD))
+    query_G, group_G = _places(folded_QGF.amax(2) > floor_Q1)
+    hit_S, member_S = _places(folded_QGF[query_G, group_G] > floor_Q1[query_G])
+    return query_G[hit_S], group_G[hit_S] * FOLD + member_S
 
 
 def _places(chosen_QW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

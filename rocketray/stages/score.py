@@ -213,7 +213,7 @@ def _first_of_equals(query_hashes: np.ndarray, passage_hashes: np.ndarray) -> np
     """For each pair the place of the first one with its hashes, int64 [pairs]."""
     pairs = np.stack([query_hashes, passage_hashes], axis=1)
     _, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    places: np.ndarray = first[which]
+    places: np.ndarray = first[which.ravel()]  # numpy 2.0 gives it a second axis.
     return places
 
 
