@@ -115,8 +115,8 @@ class Child:
             self.pipe.send(question)
             kind, answer = self.pipe.recv()
         except (EOFError, OSError):
-            code, self.process = process.wait(), None
-            return Death(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+            self.process = None
+            return Death(_end(process))
         if kind == "refused":
             raise UserError(answer)
         if kind == "broken":
@@ -131,18 +131,25 @@ class Child:
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env={**os.environ, **path}
         )
         theirs.close()  # Or its end would never be noticed.
-        self.pipe.send(self.job)
         try:
+            self.pipe.send(self.job)
             self.pipe.recv()
-        except EOFError:  # Before it has touched the stage: none of its rows is to blame.
-            code = f"exit code {process.wait()}"
-            raise RuntimeError(f"A process for {self.job.stage} did not start ({code}).") from None
+        except (EOFError, OSError):  # Before it has touched the stage: no row is to blame.
+            raise RuntimeError(
+                f"A process for {self.job.stage} did not start ({_end(process)})."
+            ) from None
         return process
 
     def close(self) -> None:
         if self.process is not None:
             self.pipe.close()
             self.process.wait()
+
+
+def _end(process: subprocess.Popen[bytes]) -> str:
+    """How a process that has gone ended."""
+    code = process.wait()
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def serve(handle: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -170,6 +171,18 @@ def test_errors_of_a_child_are_the_stages(tmp_path: Path) -> None:
         made(deadly(draft(tmp_path), [[13]]))
     with pytest.raises(RuntimeError, match=r"(?s)in __call__.*RuntimeError: a bug"):
         made(deadly(draft(tmp_path), [[14]]))
+
+
+@pytest.mark.parametrize("count", [1, 1_000_000])
+def test_a_child_that_cannot_import_what_it_needs_blames_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """It ends before it reads its job: one that fits into the pipe, or one that does not."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    suspected(tmp_path)
+    with pytest.raises(RuntimeError, match=r"Deadly'> did not start \(exit code 3\)\."):
+        made(deadly(draft(tmp_path), [list(range(count))]))
 
 
 def test_a_row_has_its_id(tmp_path: Path) -> None:
