@@ -69,7 +69,8 @@ class Job:
     settings: dict[str, Any]
     """Keyword arguments of the stage: paths and plain values, never weights."""
     items: Sequence[Any]
-    """What the stage is called with, by block number."""
+    """What the stage is called with, by block number. Errors name one by its `place`, such as a
+    file and a line, where it has one."""
     keys: Sequence[str]
     """What each block depends on, by block number (`Draft.adopt`)."""
     quarantine: int = 0

@@ -197,7 +197,8 @@ def careful(job: Job, block: int) -> tuple[Made, list[int]]:
         if isinstance(made, Made):
             return made, []
         if not hasattr(job.stage, "rows"):
-            raise _refusal(job, block, made, "this stage cannot leave rows out")
+            why = "this stage cannot leave rows out; look at its rows, and at the machine's memory"
+            raise _refusal(job, block, made, why)
         rows = child.rows()
         if isinstance(rows, Death):
             raise _refusal(job, block, rows, "it dies before it has seen a row")
@@ -258,7 +259,9 @@ def _named(job: Job, row: int) -> str:
 
 
 def _refusal(job: Job, block: int, death: Death, why: str) -> UserError:
+    place = getattr(job.items[block], "place", None)
+    which = f"block {block} ({place})" if place else f"block {block}"
     return UserError(
-        f"{job.draft.stage}: block {block} kills its worker ({death.how}), also in a process of its"
+        f"{job.draft.stage}: {which} kills its worker ({death.how}), also in a process of its"
         f" own, and {why}."
     )

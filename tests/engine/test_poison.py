@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,11 +22,12 @@ from rocketray.engine import poison
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.engine.poison import Death, culprits
 from rocketray.errors import UserError
+from rocketray.formats import Cut, Source, cut
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
 from rocketray.schema import PASSAGES
 from tests import s3
 from tests.s3 import Node
-from tests.toys import Deadly, Double, deadly
+from tests.toys import Deadly, Double, begun, deadly
 
 ALONE = Cluster(bulk=BulkCluster(actors=0), train=TrainCluster(workers=0))
 HOW = Death("SIGKILL")
@@ -146,6 +149,28 @@ class Whole(Double):
 
     def __call__(self, item: list[int]) -> Made:
         return Deadly(kills=666)(item)
+
+
+class Reading(Double):
+    """Is killed by whatever it reads. Cannot leave rows out."""
+
+    def __call__(self, item: Cut) -> Made:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_block_of_a_file_is_named_by_its_file_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("one\n\ntwo\nthree\nfour\n")
+    cuts = cut(Source(tmp_path / "corpus.txt", "txt"), 2, tmp_path)
+    suspected(tmp_path, block=1)
+    job = Job(begun(draft(tmp_path)), Reading, {}, cuts, ["a", "b"])
+    message = (
+        r"^deadly: block 1 \(\S+corpus\.txt, 2 rows from line 4\) kills its worker \(SIGKILL\),"
+        r" .* and this stage cannot leave rows out; look at its rows, and at the machine's memory"
+    )
+    commit_block(job.draft.path, 0, {}, rows=2, key="a", facts={})
+    with pytest.raises(UserError, match=message):
+        made(job)
 
 
 @pytest.mark.parametrize(
