@@ -46,6 +46,7 @@ def score(
         },
         settings={"depth": depth, **told},
         over="run",
+        people=ready.tables.queries,
     )
     stage = flow.folder.draft(name, spec.identity()).path
     known = known_pairs(flow.folder.stages, stage, store, told)

@@ -51,6 +51,8 @@ class Spec:
     keys: Sequence[str] | None = None
     """What each item holds, by block: lets an equal block of another version be adopted."""
     unit: str = "queries"
+    people: Version | None = None
+    """The table of passages or questions whose rows the stage's are, to name them by their ids."""
 
     def identity(self) -> dict[str, Any]:
         inputs = {name: version.digest for name, version in self.inputs.items()}
@@ -63,7 +65,9 @@ class Spec:
         items = self.items
         if self.over:
             items = range(len(self.inputs[self.over].manifest["blocks"]))
-        return Job(draft, self.stage, arguments, items, self._keys(len(items)))
+        people = str(self.people.path) if self.people else ""
+        keys = self._keys(len(items))
+        return Job(draft, self.stage, arguments, items, keys, people=people)
 
     def _keys(self, count: int) -> list[str]:
         """A block depends on its own rows, the settings and the other inputs, but not on the
@@ -131,12 +135,7 @@ class Workflow:
         return replace(spec, given={**spec.given, "choices": str(path)})
 
     def _job(self, spec: Spec, draft: Draft) -> Job:
-        people = self.made.get(spec.unit)
-        return replace(
-            spec.job(draft),
-            quarantine=self.recipe.blocks.quarantine,
-            people=str(people.path) if people else "",
-        )
+        return replace(spec.job(draft), quarantine=self.recipe.blocks.quarantine)
 
     def _within_quarantine(self, version: Version) -> Version:
         """Two workers at once, or an earlier recipe, may have left out more than is allowed."""

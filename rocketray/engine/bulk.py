@@ -76,7 +76,7 @@ class Job:
     quarantine: int = 0
     """So many rows that kill their worker may be left out."""
     people: str = ""
-    """The table (passages, queries) whose rows the stage's are, to name them in an error."""
+    """The table of passages or questions whose rows the stage's are, to name them by their ids."""
 
     @property
     def is_quick(self) -> bool:

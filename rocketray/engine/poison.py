@@ -45,7 +45,6 @@ ATTEMPTS = 3
 """So many workers may be lost over a block, as spot machines are, before its rows are suspected."""
 LAST_ATTEMPT = 12
 """Then even the careful way is killed from outside each time, and somebody has to look."""
-IDS = {"passages": "pid", "queries": "qid"}
 
 
 # ------------------------------------------------------------------------------------ attempts
@@ -254,8 +253,8 @@ def _named(job: Job, row: int) -> str:
     if not job.people:
         return f"row {row}"
     table = Version.open(job.people)
-    name = table.take(np.array([row]), IDS[table.name])[0][0].as_py()
-    return f"row {row} of {table.name} ({IDS[table.name]} {name!r})"
+    found = table.take(np.array([row]), "pid", "qid")  # It has one of the two.
+    return f"row {row} of {table.name} ({found.column_names[0]} {found[0][0].as_py()!r})"
 
 
 def _refusal(job: Job, block: int, death: Death, why: str) -> UserError:

@@ -24,7 +24,7 @@ from rocketray.engine.poison import Death, culprits
 from rocketray.errors import UserError
 from rocketray.formats import Cut, Source, cut
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
-from rocketray.schema import PASSAGES
+from rocketray.schema import PASSAGES, QUERIES
 from tests import s3
 from tests.s3 import Node
 from tests.toys import Deadly, Double, begun, deadly
@@ -221,6 +221,17 @@ def test_a_row_has_its_id(tmp_path: Path) -> None:
     suspected(tmp_path)
     job = replace(deadly(draft(tmp_path), [[2]], kills=2), people=str(people))
     with pytest.raises(UserError, match=r"^deadly: row 2 of passages \(pid 'c'\) kills"):
+        made(job)
+
+
+def test_a_question_of_a_file_has_that_files_id(tmp_path: Path) -> None:
+    columns = [["log.txt:1", "log.txt:2"], ["who", "what"], [False] * 2, [[]] * 2]
+    asked = pa.table([pa.array(column) for column in columns], names=QUERIES.names).cast(QUERIES)
+    commit_block(tmp_path / "log_texts", 0, {"table": asked}, rows=2, key="", facts={})
+    people = Draft(tmp_path / "log_texts", "log_texts", {}).finish({}).path
+    suspected(tmp_path)
+    job = replace(deadly(draft(tmp_path), [[1]], kills=1), people=str(people))
+    with pytest.raises(UserError, match=r"^deadly: row 1 of log_texts \(qid 'log\.txt:2'\) kills"):
         made(job)
 
 
