@@ -13,16 +13,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rocketray import artifacts, storage
-from rocketray.artifacts import Draft, Parts, RunFolder, Version
+from rocketray.artifacts import Block, Draft, Parts, RunFolder, Version
 from rocketray.engine.bulk import Job, Receipt, run_jobs
+from rocketray.engine.poison import named
 from rocketray.errors import UserError
 from rocketray.meanwhile import meanwhile
 from rocketray.progress import Display
 from rocketray.recipe import Recipe, dump
+
+TOLD = 10
+"""So many rows that a stage leaves out are named."""
 
 
 class Finished(Exception):
@@ -125,7 +130,7 @@ class Workflow:
             facts = _sum_facts(job.draft)
             made[job.draft.stage] = self._finish(job.draft, facts, blocks=len(job.items))
         return [
-            self._after(self._within_quarantine(found or made[spec.name]))
+            self._after(self._within_quarantine(spec, found or made[spec.name]))
             for spec, (_, found) in zip(specs, before, strict=True)
         ]
 
@@ -137,8 +142,9 @@ class Workflow:
     def _job(self, spec: Spec, draft: Draft) -> Job:
         return replace(spec.job(draft), quarantine=self.recipe.blocks.quarantine)
 
-    def _within_quarantine(self, version: Version) -> Version:
-        """Two workers at once, or an earlier recipe, may have left out more than is allowed."""
+    def _within_quarantine(self, spec: Spec, version: Version) -> Version:
+        """Says what was left out. Two workers at once, or an earlier recipe, may have left out more
+        than is allowed."""
         count, limit = version.facts.get("quarantined", 0), self.recipe.blocks.quarantine
         if count > limit:
             raise UserError(
@@ -146,7 +152,20 @@ class Workflow:
                 f" blocks.quarantine allows {limit}. {version.path / 'manifest.json'} lists them,"
                 " counted from 0 in each block: remove them from the data, or raise it."
             )
+        self._tell_left_out(spec, version, count)
         return version
+
+    def _tell_left_out(self, spec: Spec, version: Version, count: int) -> None:
+        for row, how in islice(_left_out(version), TOLD):
+            self.display.say(
+                f"  note: {version.name} leaves out {named(spec.people, row)}, which kills its"
+                f" worker ({how})"
+            )
+        if count > TOLD:
+            self.display.say(
+                f"  note: {version.name} leaves out {count - TOLD:,} more;"
+                f" {version.path / 'manifest.json'} lists them, counted from 0 in each block"
+            )
 
     def small(
         self, name: str, identity: Mapping[str, Any], make: Callable[[], list[Parts]],
@@ -303,6 +322,25 @@ class Workflow:
                 {"stage": name, "rows": version.rows, "seconds": 0.0, "blocks": {}} | timing
             )
         return rows
+
+
+def _left_out(version: Version) -> Iterator[tuple[int, str]]:
+    """Rows of passages or questions that a version was made without, and how each ended its
+    process."""
+    for block in version.blocks:
+        if block.left_out:
+            rows = _rows_of(version, block)
+            yield from ((rows[place], how) for place, how in block.left_out)
+
+
+def _rows_of(version: Version, block: Block) -> Sequence[int]:
+    """What a block's rows are about: the questions that a run names, or else rows as they count."""
+    if artifacts.TABLE in block.files:
+        table = version.table(block.number, ["query"])
+        if table.column_names:
+            queries: list[int] = table["query"].to_pylist()
+            return queries
+    return range(block.first_row, block.first_row + block.rows)
 
 
 def _write_timing(draft: Draft, seconds: float) -> None:

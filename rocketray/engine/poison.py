@@ -181,10 +181,10 @@ def _answer(stage: Any, item: Any, question: np.ndarray | None) -> Any:
 # ----------------------------------------------------------------------------------- the search
 
 
-def careful(job: Job, block: int) -> tuple[Made, list[int]]:
-    """A block whose workers died, made in a child, and the places in the block (from 0, ascending)
-    of the rows it had to leave out. Places, for another version may adopt the block where its rows
-    have other numbers.
+def careful(job: Job, block: int) -> tuple[Made, list[tuple[int, str]]]:
+    """A block whose workers died, made in a child, and the rows it had to leave out: the place of
+    each in the block (from 0, ascending), and how it ends its process. Places, for another version
+    may adopt the block where its rows have other numbers.
 
     Raises:
         UserError: rows kill their process, and more of them than may be left out; or the block
@@ -202,26 +202,28 @@ def careful(job: Job, block: int) -> tuple[Made, list[int]]:
         if isinstance(rows, Death):
             raise _refusal(job, block, rows, "it dies before it has seen a row")
         found = _search(job, child, made, rows)
-        made = child.make(np.array(found, np.int64))
+        made = child.make(np.array(list(found), np.int64))
         if isinstance(made, Death):
             raise _refusal(job, block, made, "no single row does it; look at the machine's memory")
-        return made, np.flatnonzero(np.isin(rows, found)).tolist()
+        return made, [(n, found[row]) for n, row in enumerate(rows.tolist()) if row in found]
     finally:
         child.close()
 
 
-def _search(job: Job, child: Child, death: Death, rows: np.ndarray) -> list[int]:
+def _search(job: Job, child: Child, death: Death, rows: np.ndarray) -> dict[int, str]:
+    """The rows to leave out, and how each ends its process."""
 
     def kills(some: np.ndarray) -> Death | None:
         made = child.make(np.setdiff1d(rows, some))
         return made if isinstance(made, Death) else None
 
-    before, found = quarantined(job.draft.receipts().values()), list[int]()
-    for row, how in culprits(rows, death, kills):
-        found.append(row)
+    before, found = quarantined(job.draft.receipts().values()), dict[int, str]()
+    for row, alone in culprits(rows, death, kills):
+        found[row] = alone.how
         if before + len(found) > job.quarantine:
+            which = named(Version.open(job.people) if job.people else None, row)
             raise UserError(
-                f"{job.draft.stage}: {_named(job, row)} kills its worker ({how.how}), also alone in"
+                f"{job.draft.stage}: {which} kills its worker ({alone.how}), also alone in"
                 " a process of its own. Remove it from the data, or let"
                 f" blocks.quarantine (now {job.quarantine}) rows of a stage be left out."
             )
@@ -248,11 +250,10 @@ def quarantined(blocks: Any) -> int:
     return sum(len(block["facts"].get("quarantined", ())) for block in blocks)
 
 
-def _named(job: Job, row: int) -> str:
-    """A row of people's table, with its id where the table is known."""
-    if not job.people:
+def named(table: Version | None, row: int) -> str:
+    """A row of passages or questions, with its id where the table is known."""
+    if table is None:
         return f"row {row}"
-    table = Version.open(job.people)
     found = table.take(np.array([row]), "pid", "qid")  # It has one of the two.
     return f"row {row} of {table.name} ({found.column_names[0]} {found[0][0].as_py()!r})"
 

@@ -99,7 +99,8 @@ def test_within_the_limit_the_rest_is_made(tmp_path: Path) -> None:
     job = deadly(draft(tmp_path), [[1, 2], [3, 666]], quarantine=1)
     assert made(job) == [2, 4, 6, 0]
     version = Version.open(tmp_path / "deadly-1")
-    assert [block.facts.get("quarantined") for block in version.blocks] == [None, [1]]
+    assert [block.facts.get("quarantined") for block in version.blocks] == [None, [[1, "SIGKILL"]]]
+    assert [block.left_out for block in version.blocks] == [[], [(1, "SIGKILL")]]
     assert version.left_out.tolist() == [3]
     assert [block.rows for block in version.blocks] == [2, 2]
     assert not (tmp_path / "deadly-1" / "attempts").exists()
@@ -117,7 +118,7 @@ def test_an_adopted_block_takes_its_places_along(tmp_path: Path) -> None:
 def test_the_limit_is_the_stages_not_the_blocks(tmp_path: Path) -> None:
     """A row left out before counts."""
     table = pa.table({"n": pa.array([0], pa.int64())})
-    facts = {"quarantined": [0]}
+    facts = {"quarantined": [[0, "SIGSEGV"]]}
     commit_block(tmp_path / "deadly-1", 0, {"table": table}, rows=1, key="", facts=facts)
     suspected(tmp_path, block=1)
     with pytest.raises(UserError, match=r"row 666 kills .* blocks\.quarantine \(now 1\)"):
@@ -310,7 +311,7 @@ def test_on_ray_a_poison_row_ends_the_run_and_not_the_patience(tmp_path: Path) -
         run(1)
         version = draft(tmp_path).finish({}, blocks=4)
         assert version.read()["n"].to_pylist() == [2, 4, 6, 0, 8, 10, 12]
-        assert version.blocks[1].facts["quarantined"] == [1]
+        assert version.blocks[1].left_out == [(1, "SIGKILL")]
         about = receipt(tmp_path, 1)["about"]
         assert isinstance(about, dict)
         assert about["attempts"] == poison.ATTEMPTS + 1
