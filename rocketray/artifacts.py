@@ -175,6 +175,12 @@ class Block:
     files: Mapping[str, Path]
     facts: Mapping[str, Any]
 
+    @property
+    def left_out(self) -> list[tuple[int, str]]:
+        """Rows that it was made without (engine/poison.py): the place of each in the block, from 0
+        and ascending, and how the process ended that worked on it, such as SIGSEGV."""
+        return [(place, how) for place, how in self.facts.get("quarantined", ())]
+
 
 class Version:
     """A finished version of a stage, read only."""
@@ -224,11 +230,7 @@ class Version:
     def left_out(self) -> np.ndarray:
         """Rows of a table that its blocks were made without (engine/poison.py): int64, ascending.
         Blocks name them by their place, which an adopted one takes along."""
-        found = [
-            block.first_row + place
-            for block in self.blocks
-            for place in block.facts.get("quarantined", ())
-        ]
+        found = [block.first_row + place for block in self.blocks for place, _ in block.left_out]
         return np.array(found, np.int64)
 
     def table(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:

@@ -46,6 +46,7 @@ def score(
         settings={"depth": depth, **told},
         begin=lambda stage: {"known": known_pairs(flow.folder.stages, stage, store, told)},
         over="run",
+        people=ready.tables.queries,
     )
     scored = flow.bulk(flow.choosing(spec), *beside)[0]
     keep_pairs(scored.path, store, told)

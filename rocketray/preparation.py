@@ -141,6 +141,7 @@ class Reading:
             also={"tokenizer_files": self.fingerprint},
             over="table",
             unit=unit,
+            people=table,
         )
 
 

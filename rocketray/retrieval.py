@@ -78,6 +78,7 @@ def searched(flow: Workflow, ready: Ready, models: Mapping[str, Version]) -> dic
                     settings=flow.recipe.encode.model_dump(),
                     over="tokens",
                     unit="passages",
+                    people=ready.tables.passages,
                 ),
             )
             for name, model in models.items()
@@ -161,6 +162,7 @@ def _retrieve_spec(
         settings=settings,
         also={"groups": groups},
         items=grid(len(queries.blocks), groups),
+        people=ready.tables.queries,
     )
 
 

@@ -13,16 +13,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rocketray import artifacts, storage
-from rocketray.artifacts import Draft, Parts, RunFolder, Version
+from rocketray.artifacts import Block, Draft, Parts, RunFolder, Version
 from rocketray.engine.bulk import Job, Receipt, run_jobs
+from rocketray.engine.poison import named
 from rocketray.errors import UserError
 from rocketray.meanwhile import meanwhile
 from rocketray.progress import Display
 from rocketray.recipe import Recipe, dump
+
+TOLD = 10
+"""So many rows that a stage leaves out are named."""
 
 
 class Finished(Exception):
@@ -54,6 +59,8 @@ class Spec:
     keys: Sequence[str] | None = None
     """What each item holds, by block: lets an equal block of another version be adopted."""
     unit: str = "queries"
+    people: Version | None = None
+    """The table of passages or questions whose rows the stage's are, to name them by their ids."""
 
     def identity(self) -> dict[str, Any]:
         inputs = {name: version.digest for name, version in self.inputs.items()}
@@ -66,7 +73,9 @@ class Spec:
         items = self.items
         if self.over:
             items = range(len(self.inputs[self.over].manifest["blocks"]))
-        return Job(draft, self.stage, arguments, items, self._keys(len(items)))
+        people = str(self.people.path) if self.people else ""
+        keys = self._keys(len(items))
+        return Job(draft, self.stage, arguments, items, keys, people=people)
 
     def _keys(self, count: int) -> list[str]:
         """A block depends on its own rows, the settings and the other inputs, but not on the
@@ -125,7 +134,7 @@ class Workflow:
             facts = _sum_facts(job.draft)
             made[job.draft.stage] = self._finish(job.draft, facts, blocks=len(job.items))
         return [
-            self._after(self._within_quarantine(found or made[spec.name]))
+            self._after(self._within_quarantine(spec, found or made[spec.name]))
             for spec, (_, found) in zip(specs, before, strict=True)
         ]
 
@@ -149,15 +158,11 @@ class Workflow:
             )
 
     def _job(self, spec: Spec, draft: Draft) -> Job:
-        people = self.made.get(spec.unit)
-        return replace(
-            spec.job(draft),
-            quarantine=self.recipe.blocks.quarantine,
-            people=str(people.path) if people else "",
-        )
+        return replace(spec.job(draft), quarantine=self.recipe.blocks.quarantine)
 
-    def _within_quarantine(self, version: Version) -> Version:
-        """Two workers at once, or an earlier recipe, may have left out more than is allowed."""
+    def _within_quarantine(self, spec: Spec, version: Version) -> Version:
+        """Says what was left out. Two workers at once, or an earlier recipe, may have left out more
+        than is allowed."""
         count, limit = version.facts.get("quarantined", 0), self.recipe.blocks.quarantine
         if count > limit:
             raise UserError(
@@ -165,7 +170,20 @@ class Workflow:
                 f" blocks.quarantine allows {limit}. {version.path / 'manifest.json'} lists them,"
                 " counted from 0 in each block: remove them from the data, or raise it."
             )
+        self._tell_left_out(spec, version, count)
         return version
+
+    def _tell_left_out(self, spec: Spec, version: Version, count: int) -> None:
+        for row, how in islice(_left_out(version), TOLD):
+            self.display.say(
+                f"  note: {version.name} leaves out {named(spec.people, row)}, which kills its"
+                f" worker ({how})"
+            )
+        if count > TOLD:
+            self.display.say(
+                f"  note: {version.name} leaves out {count - TOLD:,} more;"
+                f" {version.path / 'manifest.json'} lists them, counted from 0 in each block"
+            )
 
     def small(
         self, name: str, identity: Mapping[str, Any], make: Callable[[], list[Parts]],
@@ -322,6 +340,25 @@ class Workflow:
                 {"stage": name, "rows": version.rows, "seconds": 0.0, "blocks": {}} | timing
             )
         return rows
+
+
+def _left_out(version: Version) -> Iterator[tuple[int, str]]:
+    """Rows of passages or questions that a version was made without, and how each ended its
+    process."""
+    for block in version.blocks:
+        if block.left_out:
+            rows = _rows_of(version, block)
+            yield from ((rows[place], how) for place, how in block.left_out)
+
+
+def _rows_of(version: Version, block: Block) -> Sequence[int]:
+    """What a block's rows are about: the questions that a run names, or else rows as they count."""
+    if artifacts.TABLE in block.files:
+        table = version.table(block.number, ["query"])
+        if table.column_names:
+            queries: list[int] = table["query"].to_pylist()
+            return queries
+    return range(block.first_row, block.first_row + block.rows)
 
 
 def _write_timing(draft: Draft, seconds: float) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from rocketray.artifacts import RunFolder, Superseded, Version, write_json
+from rocketray.artifacts import RunFolder, Superseded, Version, commit_block, write_json
 from rocketray.errors import UserError
 from rocketray.progress import Display
 from rocketray.recipe import Recipe, load
@@ -467,6 +467,46 @@ def test_a_higher_limit_goes_on_and_a_lower_one_refuses_what_was_left_out(tmp_pa
     assert version.facts == {"numbers": 3, "quarantined": 1}
     with pytest.raises(UserError, match=r"without 1 rows .*quarantine allows 0\. .*manifest\.json"):
         kill(poisoned(tmp_path, 0))
+
+
+def without(flow: Workflow, table: pa.Table, left_out: list[list[Any]], people: Version) -> Spec:
+    """A stage of one block, made without some rows."""
+    spec = Spec(name="found", stage=Double, items=[[]], people=people)
+    draft = flow.folder.draft("found", spec.identity())
+    facts = {"quarantined": left_out}
+    commit_block(draft.path, 0, {"table": table}, rows=len(table), key="", facts=facts)
+    return spec
+
+
+def asked(flow: Workflow, *qids: str) -> Version:
+    table = pa.table({"qid": list(qids)})
+    return flow.small("queries", {"qids": list(qids)}, lambda: [{"table": table}])
+
+
+def test_what_is_left_out_is_told_with_its_reason_also_by_the_next_run(tmp_path: Path) -> None:
+    for _ in range(2):
+        flow = poisoned(tmp_path, 1)
+        kill(flow)
+        assert "  note: kill leaves out row 1, which kills its worker (SIGKILL)\n" in said(flow)
+
+
+def test_a_question_that_is_left_out_is_told_by_its_id(tmp_path: Path) -> None:
+    """The second list of the run is that of the first question."""
+    flow = poisoned(tmp_path, 1)
+    run = pa.table({"query": pa.array([2, 0], pa.int64())})
+    flow.bulk(without(flow, run, [[1, "SIGSEGV"]], asked(flow, "a", "b", "c")))
+    note = "found leaves out row 0 of queries (qid 'a'), which kills its worker (SIGSEGV)\n"
+    assert note in said(flow)
+
+
+def test_ten_rows_that_are_left_out_are_named_and_the_rest_is_counted(tmp_path: Path) -> None:
+    flow = poisoned(tmp_path, 12)
+    table = pa.table({"n": pa.array(range(12), pa.int64())})
+    left_out = [[place, "exit code 3"] for place in range(12)]
+    flow.bulk(without(flow, table, left_out, asked(flow, *"abcdefghijkl")))
+    assert said(flow).count("(exit code 3)\n") == 10
+    assert "row 9 of queries (qid 'j')" in said(flow)
+    assert "  note: found leaves out 2 more; " in said(flow)
 
 
 def test_blocks_and_workers_have_their_times(tmp_path: Path) -> None:

@@ -69,13 +69,14 @@ class Job:
     settings: dict[str, Any]
     """Keyword arguments of the stage: paths and plain values, never weights."""
     items: Sequence[Any]
-    """What the stage is called with, by block number."""
+    """What the stage is called with, by block number. Errors name one by its `place`, such as a
+    file and a line, where it has one."""
     keys: Sequence[str]
     """What each block depends on, by block number (`Draft.adopt`)."""
     quarantine: int = 0
     """So many rows that kill their worker may be left out."""
     people: str = ""
-    """The table (passages, queries) whose rows the stage's are, to name them in an error."""
+    """The table of passages or questions whose rows the stage's are, to name them by their ids."""
 
     @property
     def is_quick(self) -> bool:

@@ -45,7 +45,6 @@ ATTEMPTS = 3
 """So many workers may be lost over a block, as spot machines are, before its rows are suspected."""
 LAST_ATTEMPT = 12
 """Then even the careful way is killed from outside each time, and somebody has to look."""
-IDS = {"passages": "pid", "queries": "qid"}
 
 
 # ------------------------------------------------------------------------------------ attempts
@@ -115,8 +114,8 @@ class Child:
             self.pipe.send(question)
             kind, answer = self.pipe.recv()
         except (EOFError, OSError):
-            code, self.process = process.wait(), None
-            return Death(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+            self.process = None
+            return Death(_end(process))
         if kind == "refused":
             raise UserError(answer)
         if kind == "broken":
@@ -131,18 +130,25 @@ class Child:
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env={**os.environ, **path}
         )
         theirs.close()  # Or its end would never be noticed.
-        self.pipe.send(self.job)
         try:
+            self.pipe.send(self.job)
             self.pipe.recv()
-        except EOFError:  # Before it has touched the stage: none of its rows is to blame.
-            code = f"exit code {process.wait()}"
-            raise RuntimeError(f"A process for {self.job.stage} did not start ({code}).") from None
+        except (EOFError, OSError):  # Before it has touched the stage: no row is to blame.
+            raise RuntimeError(
+                f"A process for {self.job.stage} did not start ({_end(process)})."
+            ) from None
         return process
 
     def close(self) -> None:
         if self.process is not None:
             self.pipe.close()
             self.process.wait()
+
+
+def _end(process: subprocess.Popen[bytes]) -> str:
+    """How a process that has gone ended."""
+    code = process.wait()
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def serve(handle: int) -> None:
@@ -175,10 +181,10 @@ def _answer(stage: Any, item: Any, question: np.ndarray | None) -> Any:
 # ----------------------------------------------------------------------------------- the search
 
 
-def careful(job: Job, block: int) -> tuple[Made, list[int]]:
-    """A block whose workers died, made in a child, and the places in the block (from 0, ascending)
-    of the rows it had to leave out. Places, for another version may adopt the block where its rows
-    have other numbers.
+def careful(job: Job, block: int) -> tuple[Made, list[tuple[int, str]]]:
+    """A block whose workers died, made in a child, and the rows it had to leave out: the place of
+    each in the block (from 0, ascending), and how it ends its process. Places, for another version
+    may adopt the block where its rows have other numbers.
 
     Raises:
         UserError: rows kill their process, and more of them than may be left out; or the block
@@ -190,31 +196,34 @@ def careful(job: Job, block: int) -> tuple[Made, list[int]]:
         if isinstance(made, Made):
             return made, []
         if not hasattr(job.stage, "rows"):
-            raise _refusal(job, block, made, "this stage cannot leave rows out")
+            why = "this stage cannot leave rows out; look at its rows, and at the machine's memory"
+            raise _refusal(job, block, made, why)
         rows = child.rows()
         if isinstance(rows, Death):
             raise _refusal(job, block, rows, "it dies before it has seen a row")
         found = _search(job, child, made, rows)
-        made = child.make(np.array(found, np.int64))
+        made = child.make(np.array(list(found), np.int64))
         if isinstance(made, Death):
             raise _refusal(job, block, made, "no single row does it; look at the machine's memory")
-        return made, np.flatnonzero(np.isin(rows, found)).tolist()
+        return made, [(n, found[row]) for n, row in enumerate(rows.tolist()) if row in found]
     finally:
         child.close()
 
 
-def _search(job: Job, child: Child, death: Death, rows: np.ndarray) -> list[int]:
+def _search(job: Job, child: Child, death: Death, rows: np.ndarray) -> dict[int, str]:
+    """The rows to leave out, and how each ends its process."""
 
     def kills(some: np.ndarray) -> Death | None:
         made = child.make(np.setdiff1d(rows, some))
         return made if isinstance(made, Death) else None
 
-    before, found = quarantined(job.draft.receipts().values()), list[int]()
-    for row, how in culprits(rows, death, kills):
-        found.append(row)
+    before, found = quarantined(job.draft.receipts().values()), dict[int, str]()
+    for row, alone in culprits(rows, death, kills):
+        found[row] = alone.how
         if before + len(found) > job.quarantine:
+            which = named(Version.open(job.people) if job.people else None, row)
             raise UserError(
-                f"{job.draft.stage}: {_named(job, row)} kills its worker ({how.how}), also alone in"
+                f"{job.draft.stage}: {which} kills its worker ({alone.how}), also alone in"
                 " a process of its own. Remove it from the data, or let"
                 f" blocks.quarantine (now {job.quarantine}) rows of a stage be left out."
             )
@@ -241,17 +250,18 @@ def quarantined(blocks: Any) -> int:
     return sum(len(block["facts"].get("quarantined", ())) for block in blocks)
 
 
-def _named(job: Job, row: int) -> str:
-    """A row of people's table, with its id where the table is known."""
-    if not job.people:
+def named(table: Version | None, row: int) -> str:
+    """A row of passages or questions, with its id where the table is known."""
+    if table is None:
         return f"row {row}"
-    table = Version.open(job.people)
-    name = table.take(np.array([row]), IDS[table.name])[0][0].as_py()
-    return f"row {row} of {table.name} ({IDS[table.name]} {name!r})"
+    found = table.take(np.array([row]), "pid", "qid")  # It has one of the two.
+    return f"row {row} of {table.name} ({found.column_names[0]} {found[0][0].as_py()!r})"
 
 
 def _refusal(job: Job, block: int, death: Death, why: str) -> UserError:
+    place = getattr(job.items[block], "place", None)
+    which = f"block {block} ({place})" if place else f"block {block}"
     return UserError(
-        f"{job.draft.stage}: block {block} kills its worker ({death.how}), also in a process of its"
+        f"{job.draft.stage}: {which} kills its worker ({death.how}), also in a process of its"
         f" own, and {why}."
     )

@@ -117,6 +117,11 @@ class Cut:
     ids_optional: bool = False
     titles: Titles | None = None
 
+    @property
+    def place(self) -> str:
+        """Where a person finds it."""
+        return f"{self.source}, {self.rows:,} rows from line {self.first_line:,}"
+
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The range's non-blank lines: number in the file, bytes without the line end."""
         left = self.length

@@ -125,7 +125,7 @@ class MergeTopk:
         passages = np.concatenate([_matrix(t["passages"], -1) for t in tables], axis=1)
         scores = np.concatenate([_matrix(t["scores"], -np.inf) for t in tables], axis=1)
         # What one group had to leave out is left out: by place, for all have the same queries.
-        places = [p for n in numbers for p in self.cells.blocks[n].facts.get("quarantined", ())]
+        places = [place for n in numbers for place, _ in self.cells.blocks[n].left_out]
         left_out = np.array(places, np.int64)
         passages[left_out] = -1
         scores[left_out] = -np.inf

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,11 +22,12 @@ from rocketray.engine import poison
 from rocketray.engine.bulk import Job, Receipt, run_jobs
 from rocketray.engine.poison import Death, culprits
 from rocketray.errors import UserError
+from rocketray.formats import Cut, Source, cut
 from rocketray.recipe import BulkCluster, Cluster, TrainCluster
-from rocketray.schema import PASSAGES
+from rocketray.schema import PASSAGES, QUERIES
 from tests import s3
 from tests.s3 import Node
-from tests.toys import Deadly, Double, deadly
+from tests.toys import Deadly, Double, begun, deadly
 
 ALONE = Cluster(bulk=BulkCluster(actors=0), train=TrainCluster(workers=0))
 HOW = Death("SIGKILL")
@@ -95,7 +99,8 @@ def test_within_the_limit_the_rest_is_made(tmp_path: Path) -> None:
     job = deadly(draft(tmp_path), [[1, 2], [3, 666]], quarantine=1)
     assert made(job) == [2, 4, 6, 0]
     version = Version.open(tmp_path / "deadly-1")
-    assert [block.facts.get("quarantined") for block in version.blocks] == [None, [1]]
+    assert [block.facts.get("quarantined") for block in version.blocks] == [None, [[1, "SIGKILL"]]]
+    assert [block.left_out for block in version.blocks] == [[], [(1, "SIGKILL")]]
     assert version.left_out.tolist() == [3]
     assert [block.rows for block in version.blocks] == [2, 2]
     assert not (tmp_path / "deadly-1" / "attempts").exists()
@@ -113,7 +118,7 @@ def test_an_adopted_block_takes_its_places_along(tmp_path: Path) -> None:
 def test_the_limit_is_the_stages_not_the_blocks(tmp_path: Path) -> None:
     """A row left out before counts."""
     table = pa.table({"n": pa.array([0], pa.int64())})
-    facts = {"quarantined": [0]}
+    facts = {"quarantined": [[0, "SIGSEGV"]]}
     commit_block(tmp_path / "deadly-1", 0, {"table": table}, rows=1, key="", facts=facts)
     suspected(tmp_path, block=1)
     with pytest.raises(UserError, match=r"row 666 kills .* blocks\.quarantine \(now 1\)"):
@@ -147,6 +152,28 @@ class Whole(Double):
         return Deadly(kills=666)(item)
 
 
+class Reading(Double):
+    """Is killed by whatever it reads. Cannot leave rows out."""
+
+    def __call__(self, item: Cut) -> Made:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_block_of_a_file_is_named_by_its_file_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("one\n\ntwo\nthree\nfour\n")
+    cuts = cut(Source(tmp_path / "corpus.txt", "txt"), 2, tmp_path)
+    suspected(tmp_path, block=1)
+    job = Job(begun(draft(tmp_path)), Reading, {}, cuts, ["a", "b"])
+    message = (
+        r"^deadly: block 1 \(\S+corpus\.txt, 2 rows from line 4\) kills its worker \(SIGKILL\),"
+        r" .* and this stage cannot leave rows out; look at its rows, and at the machine's memory"
+    )
+    commit_block(job.draft.path, 0, {}, rows=2, key="a", facts={})
+    with pytest.raises(UserError, match=message):
+        made(job)
+
+
 @pytest.mark.parametrize(
     ("stage", "settings", "why"),
     [
@@ -172,6 +199,18 @@ def test_errors_of_a_child_are_the_stages(tmp_path: Path) -> None:
         made(deadly(draft(tmp_path), [[14]]))
 
 
+@pytest.mark.parametrize("count", [1, 1_000_000])
+def test_a_child_that_cannot_import_what_it_needs_blames_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """It ends before it reads its job: one that fits into the pipe, or one that does not."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    suspected(tmp_path)
+    with pytest.raises(RuntimeError, match=r"Deadly'> did not start \(exit code 3\)\."):
+        made(deadly(draft(tmp_path), [list(range(count))]))
+
+
 def test_a_row_has_its_id(tmp_path: Path) -> None:
     columns = [[["a", "b"], ["c"]], [["", ""], [""]], [["x", "y"], ["z"]]]
     for number in (0, 1):
@@ -183,6 +222,17 @@ def test_a_row_has_its_id(tmp_path: Path) -> None:
     suspected(tmp_path)
     job = replace(deadly(draft(tmp_path), [[2]], kills=2), people=str(people))
     with pytest.raises(UserError, match=r"^deadly: row 2 of passages \(pid 'c'\) kills"):
+        made(job)
+
+
+def test_a_question_of_a_file_has_that_files_id(tmp_path: Path) -> None:
+    columns = [["log.txt:1", "log.txt:2"], ["who", "what"], [False] * 2, [[]] * 2]
+    asked = pa.table([pa.array(column) for column in columns], names=QUERIES.names).cast(QUERIES)
+    commit_block(tmp_path / "log_texts", 0, {"table": asked}, rows=2, key="", facts={})
+    people = Draft(tmp_path / "log_texts", "log_texts", {}).finish({}).path
+    suspected(tmp_path)
+    job = replace(deadly(draft(tmp_path), [[1]], kills=1), people=str(people))
+    with pytest.raises(UserError, match=r"^deadly: row 1 of log_texts \(qid 'log\.txt:2'\) kills"):
         made(job)
 
 
@@ -261,7 +311,7 @@ def test_on_ray_a_poison_row_ends_the_run_and_not_the_patience(tmp_path: Path) -
         run(1)
         version = draft(tmp_path).finish({}, blocks=4)
         assert version.read()["n"].to_pylist() == [2, 4, 6, 0, 8, 10, 12]
-        assert version.blocks[1].facts["quarantined"] == [1]
+        assert version.blocks[1].left_out == [(1, "SIGKILL")]
         about = receipt(tmp_path, 1)["about"]
         assert isinstance(about, dict)
         assert about["attempts"] == poison.ATTEMPTS + 1

@@ -48,7 +48,8 @@ class Small:
         for number in range(blocks):
             made = stage(number, without)
             places = np.flatnonzero(np.isin(stage.rows(number), without)).tolist()
-            facts = {"quarantined": places} if places else {}
+            left_out = [[place, "SIGKILL"] for place in places]
+            facts = {"quarantined": left_out} if left_out else {}
             commit_block(folder, number, made.parts, rows=made.rows, key="", facts=facts)
         return str(Draft(folder, folder.name, {}).finish({}).path)
 

@@ -250,7 +250,10 @@ def test_a_question_without_tokens_finds_nothing(small: Small, tmp_path: Path) -
 def test_a_query_left_out_in_one_group_is_left_out(tmp_path: Path) -> None:
     cells = tmp_path / "cells"
     for number, (table, facts) in enumerate(
-        [(run((7, [3, 1]), (9, [2, 0])), {}), (run((7, [5]), (9, [])), {"quarantined": [1]})]
+        [
+            (run((7, [3, 1]), (9, [2, 0])), {}),
+            (run((7, [5]), (9, [])), {"quarantined": [[1, "SIGKILL"]]}),
+        ]
     ):
         commit_block(cells, number, {"table": table}, rows=2, key="", facts=facts)
     Draft(cells, "cells", {}).finish({})

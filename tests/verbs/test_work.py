@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from rocketray import artifacts, cli, loop, measures, results
 from rocketray.artifacts import RunFolder, Version
+from rocketray.engine.bulk import Job, run_jobs
 from rocketray.errors import UserError
 from rocketray.evaluation import evaluate
 from rocketray.formats.examples_file import open_examples
@@ -259,6 +261,32 @@ def test_questions_of_a_file(place: Place) -> None:
     again, printed = place.do(work.retrieve, model=str(place.told), queries="my_log", k=3)
     assert again.path == run.path
     assert made(printed) == []
+
+
+def test_each_row_has_its_id_in_the_table_that_it_is_of(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a row that kills its worker is named: of a file of questions, not of the data set."""
+    tables = dict[str, str]()
+
+    def seen(jobs: Sequence[Job], *rest: Any) -> None:
+        tables.update({j.draft.stage: j.people and Version.open(j.people).name for j in jobs})
+        run_jobs(jobs, *rest)
+
+    monkeypatch.setattr("rocketray.workflow.run_jobs", seen)
+    (place.folder / "log.txt").write_text("a question\n")
+    log = str(place.folder / "log.txt")
+    place.do(work.retrieve, "encode.storage=float16", model=str(place.told), queries=log, k=3)
+    place.do(work.score, run="told_log_top3", model=str(place.cross), k=3)
+    assert tables == {
+        "log_texts": "",
+        "told_log_query_tokens": "log_texts",
+        "told_embeddings": "passages",
+        "told_log_top3": "log_texts",
+        "reranker_log_query_tokens": "log_texts",
+        "reranker_passage_tokens": "passages",
+        "told_log_top3_by_reranker": "log_texts",
+    }
 
 
 def test_refused_questions_have_no_name(place: Place) -> None:
