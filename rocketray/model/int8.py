@@ -48,7 +48,9 @@ class Linear8(nn.Module):
 
 def rounded(x_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers -127..127 [R, I] and scales [R, 1] whose products are nearest to each row."""
-    scale_R1 = x_RI.abs().amax(1, keepdim=True).clamp_(min=TINY) / LARGEST
+    # Twice over x, and still less than to write its absolute values down first.
+    least_R1, greatest_R1 = x_RI.amin(1, keepdim=True), x_RI.amax(1, keepdim=True)
+    scale_R1 = torch.maximum(-least_R1, greatest_R1).clamp_(min=TINY) / LARGEST
     return (x_RI / scale_R1).round_(), scale_R1
 
 

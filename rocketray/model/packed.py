@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from rocketray.model.first_token import supports
-from rocketray.model.products import linear, linears
+from rocketray.model.products import attend, linear, linears
 from rocketray.model.tokens import Batch
 
 __all__ = ["Rows", "encode", "moved", "pack", "pooled", "supports"]
@@ -119,19 +118,25 @@ def pooled(tower: PreTrainedModel, rows: Rows, pooling: Pooling) -> torch.Tensor
     return torch.cat(means)
 
 
-def _layer(layer: Any, asking: torch.Tensor, h_ND: torch.Tensor, attend: Attend) -> torch.Tensor:
+def _layer(layer: Any, asking: torch.Tensor, h_ND: torch.Tensor, context: Attend) -> torch.Tensor:
     """One layer's output for the tokens that ask: [N, D] or [B, D]."""
     own, out, inner = layer.attention.self, layer.attention.output, layer.intermediate
 
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.view(len(x), own.num_attention_heads, -1)
 
-    context = attend(*(heads(x) for x in _asked(own, asking, h_ND)))
-    # Sums in place: a fresh tensor of this size costs a CPU its page faults.
-    attended = out.LayerNorm(linear(out.dense, context.flatten(1)).add_(asking))
-    wide = inner.intermediate_act_fn(linear(inner.dense, attended))
+    found = context(*(heads(x) for x in _asked(own, asking, h_ND)))
+    # In place, what can be: a fresh tensor of this size costs a CPU its page faults.
+    attended = out.LayerNorm(linear(out.dense, found.flatten(1)).add_(asking))
+    wide = _activated(inner.intermediate_act_fn, linear(inner.dense, attended))
     result: torch.Tensor = layer.output.LayerNorm(linear(layer.output.dense, wide).add_(attended))
     return result
+
+
+def _activated(act: Callable[[torch.Tensor], torch.Tensor], wide: torch.Tensor) -> torch.Tensor:
+    if getattr(act, "act", None) is nn.functional.gelu:  # Nearly every model's.
+        return torch.ops.aten.gelu_(wide)  # type: ignore[no-any-return]
+    return act(wide)
 
 
 def _asked(own: Any, asking: torch.Tensor, h_ND: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -152,12 +157,12 @@ def _attention(rows: Rows, flash: bool, *, first_only: bool = False) -> Attend:
         for count, length in rows.runs:
             asking = 1 if first_only else length
             mine, all_ = slice(at, at + count * asking), slice(start, start + count * length)
-            q_BHTd, k_BHTd, v_BHTd = (
-                x.unflatten(0, (count, -1)).transpose(1, 2)
-                for x in (q[mine], k_NHd[all_], v_NHd[all_])
+            attend(
+                *(
+                    x.unflatten(0, (count, -1)).transpose(1, 2)
+                    for x in (q[mine], k_NHd[all_], v_NHd[all_], context[mine])
+                )
             )
-            found = scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd)
-            context[mine] = found.transpose(1, 2).flatten(0, 1)
             at, start = mine.stop, all_.stop
         return context
 

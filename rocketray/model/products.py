@@ -1,11 +1,12 @@
 """Products of float32 matrices on a CPU, by numpy's BLAS: faster there than torch's.
 
-On an AMD EPYC with AVX2 by 10 to 30 % at the shapes of a BERT-like layer and by 8 % for embeddings,
-on a Xeon with AVX-512 by 12 % (docs/lab-notes.md). Training stays with torch's, which autograd
-knows.
+At the shapes of a BERT-like layer by 10 to 30 % on an AMD EPYC with AVX2, and twice as fast on one
+with AVX-512, of which torch's BLAS makes no use there; by 12 % on a Xeon with AVX-512
+(docs/lab-notes.md). Training stays with torch's, which autograd knows.
 """
 
-# Shapes: N rows, I inputs, O outputs.
+# Shapes: N rows, I inputs, O outputs; B rows of text, H heads, T tokens that ask, L tokens in all,
+# d size of a head.
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+SCORES = 1 << 18
+"""Of attention, so many at once: a MiB, which stays in a core's own cache."""
 
 
 def multiply(x_NI: torch.Tensor, w_OI: torch.Tensor, out_NO: torch.Tensor) -> None:
@@ -42,6 +47,27 @@ def linears(layers: Sequence[nn.Module], x_NI: torch.Tensor) -> Sequence[torch.T
     multiply(x_NI, _joined(weights), y_NO)
     parts: Sequence[torch.Tensor] = y_NO.add_(_joined(biases)).split([*map(len, biases)], dim=1)
     return parts
+
+
+def attend(
+    q_BHTd: torch.Tensor, k_BHLd: torch.Tensor, v_BHLd: torch.Tensor, out_BHTd: torch.Tensor
+) -> None:
+    """Attention of rows of equal length, without a mask, into a place that is there.
+
+    By numpy for one thread alone: many small products make several threads of its BLAS and of torch
+    wait for one another.
+    """
+    if not _is_for_numpy(out_BHTd) or torch.get_num_threads() > 1:
+        out_BHTd.copy_(scaled_dot_product_attention(q_BHTd, k_BHLd, v_BHLd))
+        return
+    q_BHTd = q_BHTd * q_BHTd.shape[3] ** -0.5
+    some = max(1, SCORES // (q_BHTd[0, :, :, 0].numel() * k_BHLd.shape[2]))
+    with np.errstate(all="ignore"):
+        parts = (x.split(some) for x in (q_BHTd, k_BHLd, v_BHLd, out_BHTd))
+        for q, k, v, out in zip(*parts, strict=True):
+            scores_bHTL = torch.from_numpy(np.matmul(q.numpy(), k.transpose(2, 3).numpy()))
+            shares_bHTL = torch.softmax(scores_bHTL, 3, out=scores_bHTL)
+            np.matmul(shares_bHTL.numpy(), v.numpy(), out=out.numpy())
 
 
 def _is_for_numpy(x: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ class Encode:
     """Part `embeddings`: [rows, D] in row order whatever the batches were, float32 or float16; NaN
     in rows that are left out, here or of the tokens."""
 
-    code = 3
+    code = 4
     gpu = True
 
     def __init__(

@@ -41,7 +41,7 @@ class Retrieve:
     to the next: in the GPU's memory, or as an index.
     """
 
-    code = 3
+    code = 4
     gpu = True
 
     def __init__(
