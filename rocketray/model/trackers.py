@@ -87,7 +87,9 @@ class TensorBoard:
     def __init__(self, run: str, folder: Path, done: int) -> None:
         writer = _package("tensorboardX", "tensorboard").SummaryWriter
         self.folder = folder / "tensorboard"
-        self.writer = writer(str(self.folder), purge_step=done + 1)
+        # A name is a second's and a host's: one that goes on within it must not take the other's.
+        suffix = f".{done}"
+        self.writer = writer(str(self.folder), purge_step=done + 1, filename_suffix=suffix)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

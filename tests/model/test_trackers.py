@@ -1,9 +1,10 @@
-"""trackers.py: who is told, and what is said when a package is missing. TensorBoard's files are
+"""trackers.py: who is told, and what is said when a package is missing. What TensorBoard reads is
 tested with the trainer."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -47,3 +48,15 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path) -> None:
     assert (first["resume"], first["name"]) == ("allow", "dual_0")
     assert first["id"] == again["id"] != other["id"]
     run.log.assert_called_once_with({"loss": 2.0}, step=1)
+
+
+def test_who_goes_on_within_a_second_leaves_the_curves_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine of the same name, say, which then shares the store's folder."""
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for done in (0, 3):
+        tracker = trackers.Trackers(("tensorboard",), "dual_0", tmp_path, done)
+        tracker.log(done + 1, {"loss": 2.0})
+        tracker.close()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
