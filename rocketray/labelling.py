@@ -48,7 +48,7 @@ def score(
         over="run",
         people=ready.tables.queries,
     )
-    scored = flow.bulk(flow.choosing(spec), *beside)[0]
+    scored = flow.bulk(spec.choosing(), *beside)[0]
     keep_pairs(scored.path, store, told)
     return scored
 

@@ -70,17 +70,15 @@ def searched(flow: Workflow, ready: Ready, models: Mapping[str, Version]) -> dic
     """By model: the corpus encoded, and indexed where the recipe wants that."""
     made = flow.bulk(
         *(
-            flow.choosing(
-                Spec(
-                    name=f"{name}_embeddings",
-                    stage=Encode,
-                    inputs={"model": model, "tokens": ready.dual_tokens.passages},
-                    settings=flow.recipe.encode.model_dump(),
-                    over="tokens",
-                    unit="passages",
-                    people=ready.tables.passages,
-                ),
-            )
+            Spec(
+                name=f"{name}_embeddings",
+                stage=Encode,
+                inputs={"model": model, "tokens": ready.dual_tokens.passages},
+                settings=flow.recipe.encode.model_dump(),
+                over="tokens",
+                unit="passages",
+                people=ready.tables.passages,
+            ).choosing()
             for name, model in models.items()
         )
     )

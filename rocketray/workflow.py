@@ -67,6 +67,12 @@ class Spec:
         recipe = json.loads(artifacts.canonical({**self.settings, **self.also}))
         return {"stage": self.name, "code": self.stage.code, "recipe": recipe, "inputs": inputs}
 
+    def choosing(self) -> Spec:
+        """Of a stage that chooses something by itself: told where its workers write it down."""
+        return replace(
+            self, begin=lambda stage: {**self.begin(stage), "choices": str(stage / "choices.json")}
+        )
+
     def job(self, draft: Draft) -> Job:
         paths = {name: str(version.path) for name, version in self.inputs.items()}
         arguments = {**paths, **self.settings, **self.given, **self.begin(draft.path)}
@@ -137,11 +143,6 @@ class Workflow:
             self._after(self._within_quarantine(spec, found or made[spec.name]))
             for spec, (_, found) in zip(specs, before, strict=True)
         ]
-
-    def choosing(self, spec: Spec) -> Spec:
-        """A stage that chooses something by itself, told where its workers write it down."""
-        path = self.folder.draft(spec.name, spec.identity()).path / "choices.json"
-        return replace(spec, given={**spec.given, "choices": str(path)})
 
     def _tell_chosen(self, draft: Draft) -> None:
         """What workers chose for want of something: under Ray nobody hears them."""

@@ -182,7 +182,7 @@ def test_what_workers_chose_for_want_of_something_is_told_when_the_stage_is_made
             over="table",
         )  # fmt: skip
         before = said(flow)
-        flow.bulk(flow.choosing(spec))
+        flow.bulk(spec.choosing())
         lines = said(flow).removeprefix(before).splitlines()
         return [line for line in lines if "memory" in line or "int8" in line]
 

@@ -11,8 +11,8 @@ doubt, are scored again in float64.
 """
 
 # Shapes: Q queries, P passages of a block, T passages of a tile, W columns of scores, D embedding
-# size, k results, C places of a list, S survivors, U different passages
-# among them, G groups of F scores.
+# size, k results, C places of a list, S survivors, U different passages among them, G groups of F
+# scores.
 
 from __future__ import annotations
 
