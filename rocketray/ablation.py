@@ -714,10 +714,10 @@ def notes(shown: Mapping[str, Any]) -> list[str]:
 def _hardly_acted(dual_1: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Rules that had next to nothing to work with: that nothing came of them says nothing."""
     had = dual_1.get("had", {})
-    if had and had["uncertain"] + had["removed"] < evidence.LITTLE:
+    if had and 1 - had["kept"] < evidence.LITTLE:
         yield (
-            f"Note: denoising could hardly act: it took {had['uncertain'] + had['removed']:.1%} of"
-            " the passages without a label out of the negatives."
+            f"Note: denoising could hardly act: it took {1 - had['kept']:.1%} of the passages"
+            " without a label out of the negatives."
         )
     if had and had["filled"] > 0.5:
         yield (

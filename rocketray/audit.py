@@ -33,10 +33,9 @@ from rocketray.errors import UserError
 from rocketray.lineage import Lineage
 from rocketray.recipe import Recipe
 from rocketray.report import audited, denoised
-from rocketray.schema import Verdict
+from rocketray.schema import DENOISED, Verdict
 from rocketray.stages.ingest import hide_positives
 from rocketray.sweeps import (
-    DENOISED,
     ByRank,
     BySource,
     Pseudo,

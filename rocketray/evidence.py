@@ -3,7 +3,8 @@
 A rule that could not act looks like one that does not help. So beside a row's measures stands what
 it acted on.
 
-    kept, uncertain, removed   of the passages without a label in the lists it took negatives from
+    kept, removed, uncertain, near   of the passages without a label in the lists it took negatives
+                                     from; near the positive is what `denoise.filter` removes
     filled                     of its hard negatives: random, or from the unscored tail of a list
     taught                     of its examples: ce_scores known for the positive and a negative
     unlike                     of its examples: dual_1 has no such one
@@ -80,8 +81,9 @@ def _input(flow: Workflow, version: Version, name: str) -> Version | None:
 
 def _listed(counts: Mapping[str, int]) -> dict[str, float]:
     """What became of the passages without a label."""
-    found = {"kept": counts[Verdict.HARD_NEGATIVE], "uncertain": counts[Verdict.UNCERTAIN],
-             "removed": likely_false(counts)}  # fmt: skip
+    found = {"kept": counts[Verdict.HARD_NEGATIVE], "removed": likely_false(counts),
+             "uncertain": counts[Verdict.UNCERTAIN],
+             "near": counts[Verdict.NEAR_POSITIVE]}  # fmt: skip
     return {name: count / max(1, sum(found.values())) for name, count in found.items()}
 
 
@@ -176,6 +178,5 @@ def seconds(flow: Workflow, stages: Collection[str]) -> float:
 
 def removed(flow: Workflow) -> dict[str, list[float]]:
     """Share of unlabelled passages that denoising took out, by rank (the paper's Figure 5)."""
-    found = denoised.read(flow.made["denoise"])
-    kinds = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN)
-    return {verdict.value: found.shares(verdict).tolist() for verdict in kinds}
+    found = denoised.read(flow.made["denoise"]).by_rank
+    return {verdict: shares.tolist() for verdict, shares in found.items()}

@@ -328,12 +328,19 @@ def _found_by(facts: Mapping[str, int]) -> str:
 
 
 def _removed(facts: Mapping[str, int], where: str) -> Iterator[tuple[str, str]]:
-    false, unsure = schema.likely_false(facts), facts[Verdict.UNCERTAIN]
-    total = false + unsure + facts[Verdict.HARD_NEGATIVE]
+    counts = {
+        "likely false negatives": schema.likely_false(facts),
+        "uncertain": facts[Verdict.UNCERTAIN],
+        "too near the positive": facts[Verdict.NEAR_POSITIVE],
+    }
+    if not counts["too near the positive"]:  # Nobody asked for `denoise.filter`.
+        del counts["too near the positive"]
+    removed = sum(counts.values())
+    total = removed + facts[Verdict.HARD_NEGATIVE]
     yield (
         f"negatives removed{where}",
-        f"{false + unsure:,} of {total:,} ({share(false + unsure, total)}):"
-        f" {false:,} likely false negatives, {unsure:,} uncertain",
+        f"{removed:,} of {total:,} ({share(removed, total)}):"
+        f" {', '.join(f'{count:,} {name}' for name, count in counts.items())}",
     )
 
 

@@ -84,11 +84,18 @@ class Verdict(StrEnum):
     LIKELY_FALSE_NEGATIVE = "likely_false_negative"
     """Retrieved, unlabelled, and the cross-encoder is sure that it is relevant: removed."""
     UNCERTAIN = "uncertain"
-    """Between the two thresholds, or (`denoise.filter`) too near the positive's score: removed from
-    the negatives, and no positive either."""
+    """Between the two thresholds: removed from the negatives, and no positive either."""
+    NEAR_POSITIVE = "near_positive"
+    """Under the lower threshold, but too near the positive's score (`denoise.filter`): removed."""
     PSEUDO_POSITIVE = "pseudo_positive"
     """Best cross-encoder score of an unlabelled query, above the upper threshold; with
     `denoise.promote` any unlabelled passage of a labelled query above it."""
+
+
+DENOISED = tuple(verdict.value for verdict in Verdict if verdict != Verdict.PSEUDO_POSITIVE)
+"""What denoising says; the other is augment's, and that of `denoise.promote`."""
+REMOVED = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN, Verdict.NEAR_POSITIVE)
+"""Verdicts that take a passage out of the negatives, clearest first."""
 
 
 def likely_false(counts: Mapping[str, int]) -> int:

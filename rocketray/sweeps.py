@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from rocketray.artifacts import Version
 from rocketray.calibration import keys
-from rocketray.schema import Verdict
+from rocketray.schema import DENOISED, Verdict
 
 FIRST_RANKS = np.array([1, 2, 3, 4, 6, 11, 21, 51, 101, 201, 501])
 """Where each band of ranks begins; the last one has no end."""
@@ -28,9 +28,7 @@ STEPS = 20
 SOURCES = ("dual_0", "bm25", "both")
 """Who found a candidate, as `stages.pool` says it."""
 VERDICTS = tuple(verdict.value for verdict in Verdict)
-DENOISED = VERDICTS[:4]
 FALSE_NEGATIVE = VERDICTS.index(Verdict.LIKELY_FALSE_NEGATIVE)
-"""What denoising says; the fifth is augment's."""
 
 Row = dict[str, Any]
 

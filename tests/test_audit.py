@@ -22,11 +22,12 @@ from rocketray.stages.denoise import Denoise
 from rocketray.stages.pool import POOL
 from tests.versions import falling, qrels, questions, scored, table, verdicts, version
 
-POSITIVE, HARD, FALSE, UNSURE, PSEUDO = (
+POSITIVE, HARD, FALSE, UNSURE, NEAR, PSEUDO = (
     "labelled_positive",
     "hard_negative",
     "likely_false_negative",
     "uncertain",
+    "near_positive",
     "pseudo_positive",
 )
 RECIPE = """
@@ -190,7 +191,7 @@ def test_pseudo_labels_against_hidden_ones(folder: RunFolder) -> None:
 def test_examples_show_what_a_person_needs(folder: RunFolder) -> None:
     found = audit.audit(folder)["examples"]
     assert {verdict: len(rows) for verdict, rows in found.items()} == {
-        POSITIVE: 2, HARD: 2, FALSE: 1, UNSURE: 1, PSEUDO: 2,
+        POSITIVE: 2, HARD: 2, FALSE: 1, UNSURE: 1, NEAR: 0, PSEUDO: 2,
     }  # fmt: skip
     assert found[FALSE] == [
         {

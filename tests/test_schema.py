@@ -45,6 +45,7 @@ def test_verdicts_are_appended_to_the_scored_run() -> None:
         "hard_negative": 1,
         "likely_false_negative": 0,
         "uncertain": 1,
+        "near_positive": 0,
         "pseudo_positive": 0,
     }
 

@@ -24,11 +24,12 @@ from rocketray.sweeps import (
 )
 from tests.versions import scored, verdicts
 
-POSITIVE, HARD, FALSE, UNSURE = (
+POSITIVE, HARD, FALSE, UNSURE, NEAR = (
     "labelled_positive",
     "hard_negative",
     "likely_false_negative",
     "uncertain",
+    "near_positive",
 )
 # 0.25, 0.5 and 0.75 are exact in float32: what is equal to a threshold is equal.
 LISTS = verdicts(
@@ -105,18 +106,30 @@ def test_histograms_by_verdict_and_by_rank() -> None:
     }
     assert filled == {
         POSITIVE: {10: 1, 15: 1, 19: 1}, HARD: {0: 1, 2: 2}, FALSE: {10: 1}, UNSURE: {5: 1},
+        NEAR: {},
     }  # fmt: skip
     by_rank = {
-        row["ranks"]: {verdict: sum(counts) for verdict, counts in row["counts"].items()}
+        row["ranks"]: {
+            verdict: sum(counts) for verdict, counts in row["counts"].items() if any(counts)
+        }
         for row in found["by_rank"]
     }
     assert by_rank == {
-        "1": {POSITIVE: 2, HARD: 1, FALSE: 0, UNSURE: 0},
-        "2": {POSITIVE: 1, HARD: 0, FALSE: 0, UNSURE: 1},
-        "3": {POSITIVE: 0, HARD: 0, FALSE: 1, UNSURE: 0},
-        "4-5": {POSITIVE: 0, HARD: 2, FALSE: 0, UNSURE: 0},
+        "1": {POSITIVE: 2, HARD: 1},
+        "2": {POSITIVE: 1, UNSURE: 1},
+        "3": {FALSE: 1},
+        "4-5": {HARD: 2},
     }
     assert found["by_rank"][2]["counts"][FALSE][10] == 1
+
+
+def test_what_a_filter_removed_is_no_negative() -> None:
+    counted = ByRank()
+    found = flat(verdicts((3, [10, 11, 12], [0.75, 0.0, 0.0], [POSITIVE, NEAR, HARD])))
+    counted.add(found, found.ce_N, np.zeros(3, bool))
+    *_, row = counted.rows()
+    assert (row[NEAR], row[HARD], row["passages"]) == (1, 1, 3)
+    assert (row["ce_before"], row["ce_after"]) == (0.0, 0.0)
 
 
 def test_verdicts_by_who_found_a_candidate() -> None:

@@ -155,7 +155,9 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "ce_scores": plots.ce_scores(measured, thresholds)
         if measured and measured.scored
         else None,
-        "by_rank": plots.removed_by_rank(measured) if measured and measured.removals else None,
+        "by_rank": plots.removed_by_rank(measured.by_rank)
+        if measured and measured.removals
+        else None,
         "stories": _stories(folder, measured),
         "audit": audit(folder, judged),
         "timings": timings(summary.get("timings", [])),

@@ -38,8 +38,9 @@ TIMES = {"own": "seconds, its own", "needed": "with what it needs"}
 """What a row's own stages took, and these with all that they rest on."""
 HAD = {
     "kept": "kept",
-    "uncertain": "removed as uncertain",
     "removed": "removed as relevant",
+    "uncertain": "removed as uncertain",
+    "near": "removed as near the positive",
     "filled": "negatives from elsewhere",
     "unlike": "examples not dual_1's",
     "taught": "examples with both ce_scores",
@@ -84,7 +85,8 @@ def _figures(shown: Shown) -> Iterator[tuple[str, str, Markup]]:
 
 def _by_rank(removed: Mapping[str, Sequence[float]]) -> Markup | None:
     shares = {name: np.array(values) for name, values in removed.items()}
-    return plots.by_rank(shares) if any(len(s) and s.any() for s in shares.values()) else None
+    some = any(share.any() for share in shares.values())
+    return plots.removed_by_rank(shares) if some else None
 
 
 def sentences(shown: Shown) -> list[str]:

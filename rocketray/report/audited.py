@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 from rocketray import artifacts
 from rocketray.artifacts import RunFolder
-from rocketray.schema import Verdict
+from rocketray.schema import DENOISED, Verdict
 
 Row = Mapping[str, Any]
 
-CODE = 2
+CODE = 3
 """Of the form of audit.json."""
 
-VERDICTS = tuple(verdict.value for verdict in Verdict)[:4]
 FALSE = ("false_before", "false_after")
 PLAIN = ("negative_below", "positive_above", "per_question", "calibration_error")
 """Numbers that are no shares."""
@@ -106,12 +105,13 @@ def calibrations(found: Row) -> dict[str, Row]:
 
 def by_verdict(caption: str, rows: Sequence[Row], kind: str) -> Shown:
     """Shares of the verdicts, by the first column, `kind`; false negatives, estimated and
-    (hidden ones) known."""
+    (hidden ones) known. What only `denoise.filter` removes is told where it did."""
     known = ("known_false_before", "known_false_after") if rows[-1]["known_false_before"] else ()
+    verdicts = [name for name in DENOISED if name != Verdict.NEAR_POSITIVE or rows[-1][name]]
     shares = [
         {
             **{name: row[name] for name in (kind, "passages")},
-            **{verdict: row[verdict] / max(1, row["passages"]) for verdict in VERDICTS},
+            **{verdict: row[verdict] / max(1, row["passages"]) for verdict in verdicts},
             **{name: row[name] for name in (*FALSE, *known)},
         }
         for row in rows

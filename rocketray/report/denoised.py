@@ -12,13 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rocketray.artifacts import Version
-from rocketray.schema import VERDICTS, Verdict, positives_of, require
+from rocketray.schema import REMOVED, VERDICTS, Verdict, positives_of, require
 
 EDGES = np.linspace(0.0, 1.0, 51)
 """Bins of the ce_score histogram; every bin but the last is open above, as in numpy."""
-
-REMOVED = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN)
-"""Verdicts that take a passage out of the negatives, clearest first."""
 
 SHOWN = 20
 CUT = 600
@@ -85,10 +82,11 @@ class Denoised:
     def removals(self) -> int:
         return int(sum(counts.sum() for counts in self.removed.values()))
 
-    def shares(self, verdict: Verdict) -> np.ndarray:
-        """Removed for this reason, of the passages without a label, by rank; 0 where none is."""
-        share: np.ndarray = self.removed[verdict] / np.maximum(self.candidates, 1)
-        return share
+    @property
+    def by_rank(self) -> dict[str, np.ndarray]:
+        """Removed for each reason, of the passages without a label, by rank; 0 where none is."""
+        sizes = np.maximum(self.candidates, 1)
+        return {verdict.value: counts / sizes for verdict, counts in self.removed.items()}
 
     def add(self, table: pa.Table) -> None:
         """Count one block of VERDICTS."""

@@ -88,44 +88,28 @@ def ce_scores(denoised: Denoised, thresholds: Mapping[str, float]) -> Markup:
         return _svg(figure, "ce-scores", f"{words}; thresholds: {cuts}" if cuts else words)
 
 
-def removed_by_rank(denoised: Denoised) -> Markup:
-    """Share of unlabelled passages taken out of the negatives, by rank and reason."""
-    false, unsure = (
-        denoised.shares(verdict) for verdict in (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN)
-    )
-    total = false + unsure
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-        axes = figure.subplots()
-        edges = np.arange(len(total) + 1) + 0.5
-        axes.stairs(total, edges, fill=True, color=BLUE, label="uncertain")
-        axes.stairs(false, edges, fill=True, color=ORANGE, label="likely false negative")
-        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank in the list", ylabel="removed")
-        axes.set_ylim(0, 1.1 * total.max() or 1)
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        figure.legend(loc="outside upper center", ncols=2)
-        words = f"Share removed by rank: {total[0]:.1%} at rank 1, {total[-1]:.1%} at {len(total)}"
-        return _svg(figure, "removed-by-rank", words)
-
-
-def by_rank(shares: Mapping[str, np.ndarray]) -> Markup:
-    """Shares removed by rank, each reason on top of the other (the paper's Figure 5)."""
+def removed_by_rank(shares: Mapping[str, np.ndarray]) -> Markup:
+    """Share of unlabelled passages taken out of the negatives, by rank, each reason on top of the
+    other (the paper's Figure 5). `shares`: by verdict, from rank 1; those of nothing are left out.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.subplots()
         below = np.zeros(max(map(len, shares.values())))
         edges = np.arange(len(below) + 1) + 0.5
-        for (reason, share), color in zip(shares.items(), (ORANGE, BLUE), strict=True):
-            label = reason.replace("_", " ")
-            axes.stairs(below + share, edges, baseline=below, fill=True, color=color, label=label)
-            below = below + share
-        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank", ylabel="removed")
+        for verdict, share in shares.items():
+            if share.any():
+                colour, _ = SHADES[Verdict(verdict)]
+                axes.stairs(below + share, edges, baseline=below, fill=True, color=colour,
+                            label=verdict.replace("_", " "))  # fmt: skip
+                below = below + share
+        axes.set(xlim=(edges[0], edges[-1]), xlabel="rank in the list", ylabel="removed")
+        axes.set_ylim(0, 1.1 * below.max() or 1)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         figure.legend(loc="outside upper center", ncols=2)
         words = f"Share removed by rank: {below[0]:.1%} at rank 1, {below[-1]:.1%} at {len(below)}"
-        return _svg(figure, "by-rank", words)
+        return _svg(figure, "removed-by-rank", words)
 
 
 def rows_of_bars(rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -168,6 +152,7 @@ SHADES = {
     Verdict.HARD_NEGATIVE: (BLUE, "-"),
     Verdict.LIKELY_FALSE_NEGATIVE: (ORANGE, ":"),
     Verdict.UNCERTAIN: (BLUE, ":"),
+    Verdict.NEAR_POSITIVE: (INK, ":"),
 }
 """Colour and dashes of each verdict: apart without colours, too."""
 
@@ -180,11 +165,9 @@ def scores_by_verdict(histograms: Mapping[str, Any]) -> Markup:
         axes.set_yscale("log")
         for verdict, (colour, dashes) in SHADES.items():
             counts = histograms["by_verdict"][verdict]
-            label = verdict.replace("_", " ")
-            axes.stairs(
-                counts, histograms["edges"], baseline=0.5, color=colour, ls=dashes, lw=1.6,
-                label=label,
-            )  # fmt: skip
+            if any(counts):
+                axes.stairs(counts, histograms["edges"], baseline=0.5, color=colour, ls=dashes,
+                            lw=1.6, label=verdict.replace("_", " "))  # fmt: skip
         top = 2 * max(1, *(max(counts) for counts in histograms["by_verdict"].values()))
         axes.set(xlim=(0, 1), ylim=(0.5, top), xlabel="ce_score", ylabel="passages (log)")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -223,7 +206,7 @@ def _strip(axes: Axes, edges: Sequence[float], band: Mapping[str, Any]) -> float
     below = np.zeros(len(edges) - 1)
     for verdict, values in counts.items():
         colour, _ = SHADES[verdict]
-        alpha = 0.45 if verdict == Verdict.UNCERTAIN else 1.0
+        alpha = 0.45 if verdict in (Verdict.UNCERTAIN, Verdict.NEAR_POSITIVE) else 1.0
         axes.stairs(below + values / whole, edges, baseline=below, fill=True, color=colour,
                     alpha=alpha, label=verdict.replace("_", " "))  # fmt: skip
         below = below + values / whole

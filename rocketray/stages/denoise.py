@@ -58,7 +58,7 @@ class Denoise:
     has judged irrelevant is removed all the same.
     """
 
-    code = 2
+    code = 3
     light = True
 
     def __init__(
@@ -109,8 +109,8 @@ class Denoise:
         """
         if labelled:
             return Verdict.LABELLED_POSITIVE
-        if ce_score < self.negative_below and below:
-            return Verdict.HARD_NEGATIVE
+        if ce_score < self.negative_below:
+            return Verdict.HARD_NEGATIVE if below else Verdict.NEAR_POSITIVE
         if ce_score > self.positive_above:
             return Verdict.LIKELY_FALSE_NEGATIVE
         return Verdict.UNCERTAIN
@@ -123,7 +123,7 @@ class TrustAll:
     score this is NV-Retriever's mining, which asks none either.
     """
 
-    code = 1
+    code = 2
     light = True
 
     def __init__(
@@ -153,6 +153,6 @@ class TrustAll:
         limit = self.limit.of([s for p, s in zip(passages, scores, strict=True) if p in known])
         return [
             Verdict.LABELLED_POSITIVE if passage in known
-            else Verdict.HARD_NEGATIVE if score < limit else Verdict.UNCERTAIN
+            else Verdict.HARD_NEGATIVE if score < limit else Verdict.NEAR_POSITIVE
             for passage, score in zip(passages, scores, strict=True)
         ]  # fmt: skip

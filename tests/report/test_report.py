@@ -17,14 +17,15 @@ import pytest
 from rocketray import report
 from rocketray.artifacts import Draft, RunFolder, Version, commit_block, write_json
 from rocketray.errors import UserError
-from rocketray.report import audited, curves, denoised
+from rocketray.report import audited, curves, denoised, plots
 from rocketray.schema import PASSAGES, QRELS, QUERIES, VERDICTS, Verdict
 
-POSITIVE, HARD, FALSE, UNSURE = (
+POSITIVE, HARD, FALSE, UNSURE, NEAR = (
     Verdict.LABELLED_POSITIVE,
     Verdict.HARD_NEGATIVE,
     Verdict.LIKELY_FALSE_NEGATIVE,
     Verdict.UNCERTAIN,
+    Verdict.NEAR_POSITIVE,
 )
 METRICS = {
     "bm25": {"mrr@10": 0.5, "recall@50": 0.75, "recall@1000": 0.875},
@@ -344,8 +345,8 @@ def test_removals_by_rank(folder: RunFolder) -> None:
     """Labelled positives are no candidates, so rank 1 has two: a third of three would be wrong."""
     counted = denoised.read(folder.version("denoise"))
     assert counted.candidates.tolist() == [2, 3, 1]
-    assert counted.shares(FALSE).tolist() == [1 / 2, 0, 1]
-    assert counted.shares(UNSURE).tolist() == [1 / 2, 1 / 3, 0]
+    assert counted.by_rank[FALSE].tolist() == [1 / 2, 0, 1]
+    assert counted.by_rank[UNSURE].tolist() == [1 / 2, 1 / 3, 0]
     assert counted.removals == 4
 
 
@@ -354,7 +355,7 @@ def test_what_is_promoted_was_removed_as_a_likely_false_negative() -> None:
     promoted, plain = denoised.Denoised(), denoised.Denoised()
     for counted, verdict in ((promoted, Verdict.PSEUDO_POSITIVE), (plain, FALSE)):
         counted.add(verdicts((0, [(1, 0.97, verdict), (2, 0.95, verdict), (3, 0.02, HARD)])))
-    assert promoted.shares(FALSE).tolist() == plain.shares(FALSE).tolist() == [1, 1, 0]
+    assert promoted.by_rank[FALSE].tolist() == plain.by_rank[FALSE].tolist() == [1, 1, 0]
     assert promoted.clearest == plain.clearest
     assert [r.passage for r in promoted.clearest] == [1, 2]
 
@@ -436,13 +437,13 @@ PASSAGE = {"pid": "p1", "title": "T", "text": "<i>told</i>"}
 def audit_of(digest: str) -> dict[str, Any]:
     """What `rocketray audit` might have left; its own tests say that it does."""
     row = {"ranks": "1", "passages": 4, POSITIVE.value: 1, HARD.value: 2, FALSE.value: 1,
-           UNSURE.value: 0, "false_before": 0.25, "false_after": None, "known_false_before": 1,
-           "known_false_after": 0}  # fmt: skip
+           UNSURE.value: 0, NEAR.value: 0, "false_before": 0.25, "false_after": None,
+           "known_false_before": 1, "known_false_after": 0}  # fmt: skip
     example = {"qid": "q7", "question": "why?", "positive": None, "passage": PASSAGE, "rank": 2,
                "score": 0.5, "ce_score": 0.75, "known_relevant": True}  # fmt: skip
     negatives = {"negative_below": 0.25, "negatives": 1234, "per_question": 2.5,
                  "questions_without": 7, "estimated_false": None}  # fmt: skip
-    by_verdict = dict.fromkeys([POSITIVE, HARD, FALSE, UNSURE], [1] * 20)
+    by_verdict = dict.fromkeys([POSITIVE, HARD, FALSE, UNSURE, NEAR], [1] * 20)
     return {
         "code": audited.CODE,
         "of": {"denoise": digest},
@@ -468,6 +469,23 @@ def audit_of(digest: str) -> dict[str, Any]:
         "examples": {HARD.value: [example], FALSE.value: []},
         "pairs": {"read": 40, "scored": 0},
     }  # fmt: skip
+
+
+def test_what_a_filter_removed_is_shown_where_one_was_asked() -> None:
+    row = audit_of("")["by_rank"][0]
+    without, beside = (audited.by_verdict("", [{**row, NEAR: count}], "ranks") for count in (0, 1))
+    assert "near positive" not in without.columns
+    assert beside.rows[0][0][beside.columns.index("near positive")] == "25.0 %"
+
+
+def test_each_reason_stands_on_the_other() -> None:
+    """Those of nothing are not in the legend."""
+    shares = {FALSE.value: np.array([0.25, 0.0]), UNSURE.value: np.zeros(2),
+              NEAR.value: np.array([0.25, 0.5])}  # fmt: skip
+    drawn = plots.removed_by_rank(shares)
+    assert "50.0% at rank 1, 50.0% at 2" in drawn
+    assert "near positive" in drawn
+    assert "uncertain" not in drawn
 
 
 @pytest.fixture

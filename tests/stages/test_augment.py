@@ -44,5 +44,6 @@ def test_verdicts(tmp_path: Path, ce_scores: list[float], verdicts: list[str]) -
         "hard_negative": verdicts.count(HARD),
         "likely_false_negative": verdicts.count(FALSE),
         "uncertain": verdicts.count(UNSURE),
+        "near_positive": 0,
         "pseudo_positive": verdicts.count(PSEUDO),
     }

@@ -71,6 +71,7 @@ def test_facts_count_every_verdict(tmp_path: Path) -> None:
         "hard_negative": 2,
         "likely_false_negative": 1,
         "uncertain": 0,
+        "near_positive": 0,
         "pseudo_positive": 0,
     }
 
@@ -128,19 +129,22 @@ def judged(folder: Path, scores: list[float], ce: list[float], **rules: Any) -> 
 
 def test_a_filter_by_score_removes_what_is_too_near_the_positive(tmp_path: Path) -> None:
     found = judged(tmp_path, [1.0, 0.75, 0.5], [0.0, 1.0, 0.0], filter={"percpos": 1.0})
-    assert found == ["uncertain", "labelled_positive", "hard_negative"]
+    assert found == ["near_positive", "labelled_positive", "hard_negative"]
     found = judged(tmp_path / "b", [1.0, 0.75, 0.5], [0.0, 1.0, 0.0], filter={"marginpos": 0.25})
-    assert found[2] == "uncertain"  # Equal to the limit is not under it.
+    assert found[2] == "near_positive"  # Equal to the limit is not under it.
 
 
 def test_a_filter_by_ce_score_reads_the_positives_own(tmp_path: Path) -> None:
     rules = {"filter": {"percpos": 0.5, "by": "ce_score"}}
     found = judged(tmp_path, [3.0, 2.0, 1.0], [0.125, 0.25, 0.0625], **rules)
-    assert found == ["uncertain", "labelled_positive", "hard_negative"]
+    assert found == ["near_positive", "labelled_positive", "hard_negative"]
 
 
 def test_a_filter_asks_beside_the_threshold_and_not_instead_of_it(tmp_path: Path) -> None:
+    """What a threshold removes has that for its reason, also where the filter would remove it."""
     found = judged(tmp_path, [0.5, 1.0, 0.25], [0.5, 1.0, 1.0], filter={"percpos": 0.95})
+    assert found == ["uncertain", "labelled_positive", "likely_false_negative"]
+    found = judged(tmp_path / "b", [0.99, 1.0, 0.98], [0.5, 1.0, 1.0], filter={"percpos": 0.95})
     assert found == ["uncertain", "labelled_positive", "likely_false_negative"]
 
 
@@ -169,6 +173,6 @@ def test_without_denoising_a_filter_by_score_is_all_that_is_asked(tmp_path: Path
         filter={"percpos": 0.95},
     )
     assert stage(0).parts["table"]["verdicts"].to_pylist() == [
-        ["uncertain", "labelled_positive", "hard_negative"],
-        ["uncertain"],  # Its positive is not in the list, and so no better than this.
+        ["near_positive", "labelled_positive", "hard_negative"],
+        ["near_positive"],  # Its positive is not in the list, and so no better than this.
     ]
