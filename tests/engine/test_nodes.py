@@ -46,6 +46,8 @@ ELASTIC = (
     "steps.dual_0.checkpoint_every=8",
 )
 """Long enough to lose a machine in the middle."""
+RAY_LOOKS = 25.0
+"""Seconds: Ray's coordinator of resources looks at the cluster's machines every 20."""
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,7 @@ def test_elastic_training_goes_on_with_fewer_machines(nodes: Any, tmp_path: Path
     minutes, in which elastic training waits.
     """
     first, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    time.sleep(RAY_LOOKS)  # A group begins with the machines that Ray saw when it last looked.
     out, alone = tmp_path / "run", tmp_path / "alone"
     elastic = ("cluster.train.min_workers=1", f"cluster.address={nodes.address}")
     with start(out, *ELASTIC, *elastic, until="dual_0") as process:
