@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from rocketray.model import int8
+
 SCORES = 1 << 18
 """Of attention, so many at once: a MiB, which stays in a core's own cache."""
 
@@ -38,6 +40,9 @@ def linear(layer: nn.Module, x_NI: torch.Tensor) -> torch.Tensor:
 def linears(layers: Sequence[nn.Module], x_NI: torch.Tensor) -> Sequence[torch.Tensor]:
     """What several layers make of one x, [N, O] each. Together they are one product, which goes
     over x once; to lay their weights side by side costs a few thousandths of it."""
+    eights = [layer for layer in layers if isinstance(layer, int8.Linear8)]
+    if len(eights) == len(layers):
+        return int8.linears(eights, x_NI)
     if not _is_for_numpy(x_NI) or not all(_is_plain(layer) for layer in layers):
         return [layer(x_NI) for layer in layers]
     weights, biases = (

@@ -26,7 +26,8 @@ def test_numbers_on_the_grid_are_exact() -> None:
 
 def test_each_row_has_its_own_scale() -> None:
     values, scales = rounded(torch.tensor([[1.0, -0.5], [1000.0, 4.0], [0.0, 0.0]]))
-    assert values.tolist() == [[127, -64], [127, 1], [0, 0]]
+    assert values.dtype == torch.uint8
+    assert (values.int() - 128).tolist() == [[127, -63], [127, 1], [0, 0]]  # Halves go up.
     torch.testing.assert_close(scales[:, 0], torch.tensor([1 / 127, 1000 / 127, 1e-12 / 127]))
 
 
@@ -45,9 +46,34 @@ def test_the_error_is_that_of_the_rounding() -> None:
 
 def test_both_products_of_the_same_integers_are_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-127, 128, (40, 1024), generator=generator).float()
-    w = torch.randint(-127, 128, (1024, 24), generator=generator).float()
-    assert torch.equal(int8.product(x, w.char()), int8.product(x, w))
+    x = torch.randint(1, 256, (40, 1024), generator=generator, dtype=torch.uint8)
+    w = torch.randint(-127, 128, (24, 1024), generator=generator, dtype=torch.int8)
+    scale = torch.rand(24, generator=generator)
+    exact = int8.Exact(w)(x, scale)
+    by_hand = ((x.double() - 128) @ w.double().T).float() * scale
+    assert torch.equal(exact, by_hand)
+    if int8.is_fast():
+        assert torch.equal(int8.Fast(w)(x, scale), exact)
+
+
+def test_layers_of_one_x_are_what_each_makes_of_it() -> None:
+    torch.manual_seed(0)
+    layers, x = [Linear8(nn.Linear(64, size)) for size in (32, 8)], torch.randn(10, 64)
+    for found, layer in zip(int8.linears(layers, x), layers, strict=True):
+        assert torch.equal(found, layer(x))
+
+
+def test_a_layer_without_a_bias() -> None:
+    layer = linear([[127.0, -1.0]], [0.0])
+    layer.bias = None
+    with torch.inference_mode():
+        assert Linear8(layer)(torch.tensor([[127.0, 2.0]])).item() == 127 * 127 - 2
+
+
+def test_what_is_no_number_stays_none() -> None:
+    layer = Linear8(nn.Linear(3, 2))
+    for value in (torch.nan, torch.inf):
+        assert not layer(torch.tensor([[1.0, value, 2.0]])).isfinite().any()
 
 
 def test_a_whole_encoder_stays_near() -> None:
