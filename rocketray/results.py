@@ -272,7 +272,7 @@ def counts(flow: Workflow) -> Iterator[tuple[str, str]]:
         yield "candidates", _found_by(made["both_train"].facts)
     for number, stage in enumerate(rounds.in_rounds("denoise"), start=1):
         if stage in made:
-            yield from _removed(made[stage].facts, "" if number == 1 else f", round {number}")
+            yield from removals(made[stage].facts, "" if number == 1 else f", round {number}")
     for step in (*rounds.in_rounds("dual_1"), "dual_2"):
         if f"{step}_examples" in made:
             facts = made[f"{step}_examples"].facts
@@ -327,7 +327,7 @@ def _found_by(facts: Mapping[str, int]) -> str:
     return f"{dual_0:,} found by dual_0 alone, {bm25:,} by BM25 alone, {both:,} by both"
 
 
-def _removed(facts: Mapping[str, int], where: str) -> Iterator[tuple[str, str]]:
+def removals(facts: Mapping[str, int], where: str) -> Iterator[tuple[str, str]]:
     counts = {
         "likely false negatives": schema.likely_false(facts),
         "uncertain": facts[Verdict.UNCERTAIN],

@@ -1,4 +1,4 @@
-"""Measures of a run, block by block: those of the whole run."""
+"""Measures of a run, block by block: those of the whole run. And counts in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from rocketray import measures, results
 from rocketray.artifacts import Version
 from rocketray.evaluation import MEASURES
+from rocketray.schema import Verdict
 from tests.versions import qrels, run, scored, version
 
 SIZES = (12, 0, 3, 60, 60, 60, 60, 60, 5)
@@ -53,3 +54,17 @@ def test_by_block_as_of_the_whole(runs: tuple[Version, Version]) -> None:
 def test_questions_that_nobody_judged(runs: tuple[Version, Version]) -> None:
     assert results.per_query(runs[0], None, qrels()) == ({}, 60)
     assert results.per_query(runs[0], None, qrels((5, 1, 1))) == ({}, 60)
+
+
+def test_what_a_filter_kept_out_is_told_where_it_did() -> None:
+    counts = {
+        Verdict.HARD_NEGATIVE: 4, Verdict.LIKELY_FALSE_NEGATIVE: 1, Verdict.UNCERTAIN: 2,
+        Verdict.NEAR_POSITIVE: 1,
+    }  # fmt: skip
+    ((label, words),) = results.removals(counts, ", round 2")
+    assert label == "negatives removed, round 2"
+    assert words == (
+        "4 of 8 (50.0 %): 1 likely false negatives, 2 uncertain, 1 too near the positive"
+    )
+    ((_, words),) = results.removals({**counts, Verdict.NEAR_POSITIVE: 0}, "")
+    assert words == "3 of 7 (42.9 %): 1 likely false negatives, 2 uncertain"
