@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -92,3 +93,31 @@ def test_a_whole_encoder_stays_near() -> None:
     assert isinstance(model.pooler.dense, nn.Linear)
     assert torch.cosine_similarity(near, exact, dim=-1).min() > 0.999
     assert not torch.equal(near, exact)
+
+
+class Narrow:
+    """Adds pairs of products in 16 bits, as processors without VNNI do: what has no room is cut."""
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        self.weight_OI = weight_OI.int()
+
+    def __call__(self, x_NI: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+        pairs = (x_NI.int().unsqueeze(1) * self.weight_OI).unflatten(2, (-1, 2)).sum(3)
+        sums = pairs.clamp(-32768, 32767).sum(2) - 128 * self.weight_OI.sum(1)
+        return sums.float() * scale_O
+
+
+class Missing:
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        raise AttributeError("no such operator")
+
+
+@pytest.mark.parametrize("instead", [Narrow, Missing])
+def test_products_that_are_wrong_or_missing_are_not_taken(
+    instead: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = torch.full((2, 4), 130, dtype=torch.uint8), torch.ones(3, 4).char(), torch.ones(3)
+    if instead is Narrow:  # Right, where there is room.
+        assert Narrow(small[1])(small[0], small[2]).tolist() == [[8.0] * 3] * 2
+    monkeypatch.setattr(int8, "Fast", instead)
+    assert not int8.is_fast.__wrapped__()
