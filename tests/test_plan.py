@@ -334,6 +334,7 @@ def squad() -> Task:
     recipe = recipes.load(
         "ablate",
         ["data.labelled=2500", "steps.cross.queries=2000", "steps.cross.evaluations=2",
+         "steps.cross.global_batch=16", "steps.cross.micro_shard=8",
          "denoise.depth=6", "denoise.fill=random", "augment.queries=2500", "evaluate.rerank=5",
          "evaluate.dev_passages=1500"],
     )  # fmt: skip
