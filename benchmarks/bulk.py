@@ -55,6 +55,7 @@ from rocketray.model.cross_encoder import CrossEncoder
 from rocketray.model.dual_encoder import DualEncoder, Pooling
 from rocketray.model.flops import Flops
 from rocketray.model.inference import Encoder, Precision, Scorer
+from rocketray.model.int8 import product_by
 from rocketray.model.products import multiply
 from rocketray.model.threads import set_threads
 from rocketray.model.tokens import Assembler, Tokenizer, TokenStore
@@ -365,17 +366,16 @@ def int8(told: argparse.Namespace) -> list[Result]:
 
 
 def int8_product() -> float:
-    """How much faster torch's 8-bit product is than float32, at the shape of the limit."""
+    """How much faster our 8-bit layers' product is than float32, at the shape of the limit."""
     count, width, inner = LIMIT
     generator = torch.Generator().manual_seed(0)
-    x, w = (
-        torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
-        for shape in ((count, width), (inner, width))
-    )
+    x = torch.randint(1, 256, (count, width), generator=generator, dtype=torch.uint8)
+    w = torch.randint(-127, 128, (inner, width), generator=generator, dtype=torch.int8)
+    product, scale = product_by(w), torch.ones(inner)
     best, end = float("inf"), time.perf_counter() + 1.0
     while time.perf_counter() < end:
         start = time.perf_counter()
-        torch._int_mm(x, w.t())
+        product(x, scale)
         best = min(best, time.perf_counter() - start)
     return 2.0 * count * width * inner / best / product_flops(*LIMIT)
 

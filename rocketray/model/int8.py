@@ -39,7 +39,7 @@ class Linear8(nn.Module):
         self.register_buffer("scale_O", scale_O1[:, 0].contiguous())
         bias = linear.bias
         self.register_buffer("bias_O", scale_O1.new_zeros(()) if bias is None else bias.detach())
-        self.multiply = Fast(weight_OI) if is_fast() else Exact(weight_OI)
+        self.multiply = product_by(weight_OI)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.of(*rounded(x.flatten(0, -2))).view(*x.shape[:-1], -1)
@@ -90,6 +90,11 @@ class Fast:
             "none", [], "",
         )  # fmt: skip
         return y_NO
+
+
+def product_by(weight_OI: torch.Tensor) -> Fast | Exact:
+    """The product with these whole numbers, int8, that this processor is best at."""
+    return Fast(weight_OI) if is_fast() else Exact(weight_OI)
 
 
 @functools.cache
