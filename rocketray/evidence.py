@@ -3,8 +3,8 @@
 A rule that could not act looks like one that does not help. So beside a row's measures stands what
 it acted on.
 
-    kept, removed, uncertain, near   of the passages without a label in the lists it took negatives
-                                     from; near the positive is what `denoise.filter` removes
+    kept, removed, uncertain   of the passages without a label in the lists it took negatives from
+    near                       of the same: too near the positive, by `denoise.filter`
     filled                     of its hard negatives: random, or from the unscored tail of a list
     taught                     of its examples: ce_scores known for the positive and a negative
     unlike                     of its examples: dual_1 has no such one

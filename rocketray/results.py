@@ -328,13 +328,13 @@ def _found_by(facts: Mapping[str, int]) -> str:
 
 
 def removals(facts: Mapping[str, int], where: str) -> Iterator[tuple[str, str]]:
+    """What denoising took out of the negatives; `denoise.filter`'s share where it took any."""
     counts = {
         "likely false negatives": schema.likely_false(facts),
         "uncertain": facts[Verdict.UNCERTAIN],
-        "too near the positive": facts[Verdict.NEAR_POSITIVE],
     }
-    if not counts["too near the positive"]:  # Nobody asked for `denoise.filter`.
-        del counts["too near the positive"]
+    if near := facts[Verdict.NEAR_POSITIVE]:
+        counts["too near the positive"] = near
     removed = sum(counts.values())
     total = removed + facts[Verdict.HARD_NEGATIVE]
     yield (

@@ -94,8 +94,6 @@ class Verdict(StrEnum):
 
 DENOISED = tuple(verdict.value for verdict in Verdict if verdict != Verdict.PSEUDO_POSITIVE)
 """What denoising says; the other is augment's, and that of `denoise.promote`."""
-REMOVED = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN, Verdict.NEAR_POSITIVE)
-"""Verdicts that take a passage out of the negatives, clearest first."""
 
 
 def likely_false(counts: Mapping[str, int]) -> int:

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rocketray.artifacts import Version
-from rocketray.schema import REMOVED, VERDICTS, Verdict, positives_of, require
+from rocketray.schema import VERDICTS, Verdict, positives_of, require
 
 EDGES = np.linspace(0.0, 1.0, 51)
 """Bins of the ce_score histogram; every bin but the last is open above, as in numpy."""
+
+REMOVED = (Verdict.LIKELY_FALSE_NEGATIVE, Verdict.UNCERTAIN, Verdict.NEAR_POSITIVE)
+"""Verdicts that take a passage out of the negatives, clearest first."""
 
 SHOWN = 20
 CUT = 600
